@@ -1,0 +1,105 @@
+"""Which rows of the data a training step sees, without any state: a batch is a pure function of (seed, step, row).
+
+Row number n = step * batch_size + place in the global batch fixes its window of text and every random number that masks or
+cuts it. Nothing depends on how a batch is split over micro-batches and ranks, and resuming needs no loader state: it is a
+subtraction. Each epoch goes once through all windows in an order of its own (a permutation that is computed place by place,
+never stored), and starts at an offset of its own, so that windows are not cut at the same places again.
+
+    corpus = Corpus(folder, meta, 'train', seed=1)
+    draw, rng = corpus.rows([0, 1, 2, 3])              # the protocol's draw and rng for these four rows
+    draw(257, overlap=1)                               # (4, 257) token ids; windows advance by 256
+    rng.integers(0, 99, 5), rng.random(2, 3)           # (4, 5), (4, 2, 3): each row has its own stream
+"""
+import json, math, os
+
+import numpy as np
+
+from data import text
+
+def mix(x):                                          # the output function of SplitMix64 (Steele et al. 2014), on uint64 arrays
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
+    return x ^ (x >> np.uint64(31))
+
+GOLDEN = np.uint64(0x9e3779b97f4a7c15)
+
+def keyed(*parts):
+    "numbers or arrays -> (n,) uint64 keys: a hash of all parts, so that streams with other keys are independent"
+    key = np.zeros(1, np.uint64)
+    for part in parts: key = mix((key ^ np.atleast_1d(np.asarray(part)).astype(np.uint64)) + GOLDEN)
+    return key
+
+class Random:
+    "random numbers for each row that depend only on the row's key and the number of the call: SplitMix64 as a counter"
+    def __init__(self, key): self.key, self.calls = key, 0
+    def random(self, *shape):                        # (B, *shape) float64 in [0, 1)
+        self.calls += 1
+        start = mix(self.key ^ keyed(self.calls))[:, None]
+        bits = mix(start + np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * GOLDEN)
+        return ((bits >> np.uint64(11)) * 2.0 ** -53).reshape(len(self.key), *shape)
+    def integers(self, low, high, *shape):           # (B, *shape) int64 in [low, high)
+        return low + (self.random(*shape) * (high - low)).astype(np.int64)
+
+def permute(i, n, key):
+    """Place i of a random order of 0..n-1, without making the order: a 4-round Feistel network over the next even
+    power of two, walked until it falls below n (Black and Rogaway 2002). i: (B,) int64 -> (B,) int64."""
+    half = max(1, (int(n - 1).bit_length() + 1) // 2)
+    mask, out = np.uint64((1 << half) - 1), np.full(len(i), -1, np.int64)
+    x, todo = i.astype(np.uint64), np.arange(len(i))
+    while len(todo):
+        left, right = x >> np.uint64(half), x & mask
+        for r in range(4): left, right = right, left ^ (mix(right + mix(key + np.uint64(r))) & mask)
+        x = left << np.uint64(half) | right
+        done = x < n
+        out[todo[done]] = x[done]
+        x, todo = x[~done], todo[~done]
+    return out
+
+class Corpus:
+    """One split of a prepared folder. `rows(numbers)` gives the protocol's draw and rng for those rows; row `number` of
+    the whole run is step * batch_size + place in the global batch, and fixes its window and all its random numbers."""
+    def __init__(self, folder, meta, split, seed, shuffle=True, encode=None):
+        """encode(example) -> list of dicts: how the model file sees a labelled example, usually as one row; called once each."""
+        self.split, self.seed, self.shuffle, self.kind = split, seed, shuffle, meta['kind']
+        self.tokens_per_row, self.length, self.overlap, self.items, self.examples = 0, 0, 0, [], []
+        if self.kind == 'text': self.shards = text.tokens(folder, split)
+        else:
+            with open(os.path.join(folder, split + '.jsonl'), encoding='utf-8') as f: self.examples = [json.loads(line) for line in f]
+            self.items = [dict(row, index=i) for i, example in enumerate(self.examples) for row in encode(example)]
+            if not self.items: raise ValueError(f'{folder}/{split}.jsonl holds no examples')
+            self.tokens_per_row = round(sum(len(v) for row in self.items for v in row.values() if isinstance(v, list)) / len(self.items))
+
+    def places(self, numbers, n, stream):
+        "row numbers -> places in 0..n-1: each epoch goes through all of them, in an order of its own, and its key"
+        epoch, place = np.divmod(numbers, n)
+        if not self.shuffle: return place, np.zeros_like(epoch)
+        for e in np.unique(epoch): place[epoch == e] = permute(place[epoch == e], n, keyed(self.seed, e, stream))
+        return place, epoch
+
+    def windows(self, length, overlap):
+        "-> stride, windows of each shard. While training one fewer than fit, so that each epoch starts at an offset of its own"
+        stride = length - overlap
+        fit = np.array([max(0, (len(s) - overlap) // stride) for s in self.shards])
+        if not fit.sum():
+            raise ValueError(f'the {self.split} text has {max(map(len, self.shards))} tokens, one window takes {length}: lower --block_size or give more text')
+        return stride, np.maximum(fit - 1, fit > 0) if self.shuffle else fit
+
+    def __len__(self):                               # rows of an epoch, known once a row was drawn
+        return len(self.items) or int(self.windows(self.length, self.overlap)[1].sum())
+
+    def rows(self, numbers):
+        numbers = np.asarray(numbers, dtype=np.int64)
+        def draw(length, overlap=0, stream=0):
+            stride, fit = self.windows(length, overlap)
+            if not stream: self.length, self.overlap, self.tokens_per_row = length, overlap, stride
+            ends = np.cumsum(fit)
+            place, epoch = self.places(numbers, int(ends[-1]), stream)
+            shard = np.searchsorted(ends, place, 'right')
+            start = (place - ends[shard] + fit[shard]) * stride
+            if self.shuffle:
+                room = np.array([len(s) for s in self.shards])[shard] - overlap - fit[shard] * stride
+                start += (keyed(self.seed, epoch, stream, 7) % np.minimum(room + 1, stride).astype(np.uint64)).astype(np.int64)
+            return np.stack([self.shards[s][a:a + length] for s, a in zip(shard, start)]).astype(np.int64)
+        def examples(stream=0): return [self.items[i] for i in self.places(numbers, len(self.items), stream)[0]]
+        draw.examples = examples
+        return draw, Random(keyed(self.seed, 1 if self.shuffle else 2, numbers))
