@@ -1,0 +1,866 @@
+"""
+The one trainer: any model file of this folder, on a CPU, one GPU or many.
+
+    python train.py --model=gpt                                     # the default run: learns the standard library's source
+    python train.py --model=gpt --data=my.txt --tokenizer=char      # your own text
+    torchrun --standalone --nproc_per_node=8 train.py --model=gpt --preset=gpt2 --data=fineweb
+    python train.py --model=gpt --preset=gpt2 --help                # every flag, with the values it would have
+
+A flag is a field of Config below or of the model file's Config. Precedence: defaults < recipe < preset < flag.
+
+A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch and numpy alone and defines
+
+    Config, presets            a dataclass of int, float, bool and str fields; {name: the fields that differ}
+    recipe, recipes            optional: what this file, and what a preset, trains best with (fields of both Configs)
+    batch(draw, config, rng)   -> numpy arrays of one micro-batch: the objective lives here
+        draw(length, overlap=0, stream=0) -> (B, length) int64 windows of the text, one for each row of the micro-batch
+        rng.random(*shape), rng.integers(low, high, *shape) -> (B, *shape): random numbers of each row
+    Model(config)
+        forward(*arrays, totals=None) -> loss, stats. Both are sums divided by `totals`, the number of targets in the
+                                 global batch (None: in this batch), so that adding over micro-batches and ranks is exact
+        logits(ids)              full logits, for parity and evaluation
+        cache(rows, length), step(ids, cache) -> (B, V), flops() -> training flops of a row      (optional)
+    from_hf(config, weights), to_hf(model), hf_types       conversion to and from Hugging Face's layout
+    count(*arrays)             optional: numbers of targets, one for each entry of totals; default: entries >= 0 of the
+                               last array
+    show(model, tokenizer, ids)      optional: text that lets a person see what the model has learned
+
+Config fields named vocab_size, kind, n_labels, eot_id, pad_id, cls_id, sep_id, mask_id are filled from the data.
+What leaves `out_dir`: ckpt.pt (all that is needed to go on), best.pt, metrics.jsonl, log.txt, loss.svg.
+
+Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so the same command trains
+the same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
+"""
+import argparse, ast, contextlib, dataclasses, difflib, importlib, inspect, json, math, os, platform, re, resource
+import shutil, signal, subprocess, sys, tempfile, time, traceback
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+
+import bpe
+from data import text
+from data.rows import Corpus, keyed
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+@dataclass
+class Config:
+    # run
+    model: str = 'gpt'              # model file: gpt, bert, t5, electra, or your own NAME.py
+    preset: str = ''                # one of the model file's presets (a size, or a whole speedrun)
+    data: str = 'stdlib'            # data/NAME.py, a prepared folder, or your text: file, folder, .jsonl, .gz
+    tokenizer: str = ''             # bpe, char, byte, gpt2, or a vocabulary file; '' takes the data set's own
+    out_dir: str = ''               # where the run is written; '' means out/MODEL
+    init_from: str = ''             # start from weights: an out_dir, a .pt file, or a Hugging Face folder
+    resume: bool = False            # go on with the run in out_dir, bit for bit
+    export_hf: str = ''             # at the end, write the model to this folder for transformers
+    seed: int = 1337                # seed of weights, data order, masks and dropout
+    deterministic: bool = False     # bit-equal reruns on CUDA too (slower)
+    device: str = 'auto'            # auto, cpu, cuda, cuda:1, mps
+    dtype: str = 'auto'             # auto, bfloat16, float16, float32: what matrix products run in; weights stay fp32
+    compile: str = 'auto'           # torch.compile: auto (on CUDA), true, false
+    shard: bool = False             # FSDP2: shard weights, gradients and optimizer over the ranks
+    # batch and length
+    batch_size: int = 64            # sequences of one optimizer step, over all devices
+    micro_batch_size: int = 0       # sequences that one device holds at once; 0 means its whole share
+    max_iters: int = 1000           # optimizer steps
+    time_limit: float = 0.0         # stop after this many seconds of training; 0 means no limit
+    target_val_loss: float = 0.0    # stop at the first evaluation at or below; 0 means no target
+    patience: int = 0               # stop after this many evaluations without a better one; 0 means never
+    # evaluation, logging, saving
+    eval_interval: int = 250        # steps from one evaluation to the next
+    eval_iters: int = 256           # validation windows of an evaluation, the first ones of the text; 0 means all
+    log_interval: int = 10          # steps from one line of the log to the next
+    save_interval: int = 0          # steps from one checkpoint to the next; 0 means eval_interval
+    log_to: str = ''                # also send metrics to: wandb, tensorboard
+    # optimizer
+    optimizer: str = 'adamw'        # adamw, muon (for the matrices inside blocks; adamw for the rest), adafactor
+    learning_rate: float = 6e-4     # peak learning rate of adamw
+    min_lr: float = 0.0             # learning rate at the end of the schedule
+    muon_lr: float = 0.02           # peak learning rate of muon; follows the same schedule
+    lr_schedule: str = 'cosine'     # cosine, linear, inverse_sqrt, constant, wsd (warm-up, stable, linear decay)
+    warmup_iters: int = 100         # steps of linear warm-up
+    lr_decay_iters: int = 0         # step at which min_lr is reached; 0 means max_iters
+    decay_share: float = 0.2        # share of the steps in which wsd decays
+    weight_decay: float = 0.1       # decoupled, on matrices only
+    beta1: float = 0.9              # Adam's beta1
+    beta2: float = 0.95             # Adam's beta2
+    eps: float = 1e-8               # Adam's epsilon
+    momentum: float = 0.95          # muon's momentum
+    grad_clip: float = 1.0          # clip the gradient's norm to this; 0 means off
+    bias_correction: bool = True    # Adam's; BERT's own Adam goes without
+    layer_decay: float = 1.0        # learning rate of each layer relative to the one above it, for fine-tuning
+    freeze: int = 0                 # leave the embeddings and this many layers less one at the bottom as they are
+    unfreeze_interval: int = 0      # gradual unfreezing (ULMFiT): from the head down, one more layer every so many steps
+    rms_scale: bool = False         # times max(1e-3, RMS(parameter)) on each learning rate: T5's cure (nanoT5)
+
+# ---------------------------------------------------------------------------------------------------- flags
+
+def fields_of(cls):
+    "-> [(group, field, help)]: the trailing comment of a field is its help, a comment line of its own starts a group"
+    comments, group = {}, ''
+    for line in inspect.getsource(cls).splitlines():
+        if m := re.match(r'\s+# (.+)', line): group = m[1].strip()
+        elif m := re.match(r'\s+(\w+)\s*:[^#]*(?:#\s*(.*))?', line): comments.setdefault(m[1], (group, (m[2] or '').strip()))
+    return [(*comments.get(f.name, ('', '')), f) for f in dataclasses.fields(cls)]
+
+def value_of(name, kind, text):
+    "the text of a flag as a value of its field's type"
+    if text is None and kind is not bool: raise ValueError(f'--{name} needs a value: --{name}=...')
+    try: return {'true': True, 'false': False}[(text or 'true').lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError): raise ValueError(f'--{name}={text}: expected ' + {bool: 'true or false', int: 'a whole number', float: 'a number'}[kind]) from None
+
+def import_model(name):
+    "the module of a model file, checked against the protocol"
+    have = sorted(f[:-3] for f in os.listdir(HERE) if f.endswith('.py') and 'def from_hf(' in open(os.path.join(HERE, f)).read())
+    for folder in (HERE, os.getcwd()):
+        if folder not in sys.path: sys.path.insert(0, folder)
+    if not name.isidentifier() or not any(os.path.exists(os.path.join(d, name + '.py')) for d in (os.getcwd(), HERE)):
+        raise ValueError(f'--model={name}: no file {name}.py here; model files: {", ".join(have)}{nearest(name, have)}')
+    file = importlib.import_module(name)
+    if missing := [n for n in ('Config', 'presets', 'batch', 'Model', 'from_hf', 'to_hf') if not hasattr(file, n)]:
+        raise ValueError(f'{name}.py does not define {", ".join(missing)}: see the protocol at the top of train.py')
+    return file
+
+def nearest(name, names, before=''):
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    return f'; did you mean {before}{close[0]}?' if close else ''
+
+def split_flags(argv):
+    "--name=value, --name value, or a bare --name -> {name: text or None}"
+    given, words = {}, list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith('--') and word != '-h': raise ValueError(f'unexpected argument {word!r}: flags are written --name=value (see --help)')
+        name, eq, value = word.lstrip('-').partition('=')
+        name = name.replace('-', '_')
+        if name in ('h', 'help'): name, value = 'help', None
+        elif not eq: value = words.pop(0) if words and not words[0].startswith('--') else None
+        given[name] = value
+    return given
+
+def parse(argv):
+    """flags -> Config, model file, its Config's values, the given flags, what differs from the defaults, the checkpoint to
+    resume or {}. Raises ValueError on a user's mistake."""
+    mine = {f.name: f.default for f in dataclasses.fields(Config)}
+    given, saved = split_flags(argv), {}
+    if value_of('resume', bool, given.get('resume', 'false')):
+        saved = load_checkpoint(given.setdefault('out_dir', 'out/' + given.get('model', mine['model'])))
+        if given.setdefault('model', saved['model_name']) != saved['model_name']: raise ValueError(f'--resume: {given["out_dir"]} holds a run of --model={saved["model_name"]}, not {given["model"]}')
+    model = given.get('model', mine['model'])
+    file = import_model(model)
+    own = {f.name: f.default for f in dataclasses.fields(file.Config) if f.name not in mine}
+    base = {**own, **mine}
+    if unknown := [n for n in given if n not in base and n != 'help']: raise ValueError(f'unknown flag --{unknown[0]}{nearest(unknown[0], list(base), "--")} (--help lists all)')
+    flags = {n: value_of(n, type(base[n]), text) for n, text in given.items() if n != 'help'}
+    recipe, presets = getattr(file, 'recipe', {}), file.presets
+    preset = flags.get('preset', saved['train']['preset'] if saved else '' if flags.get('init_from') else recipe.get('preset', ''))
+    if preset and preset not in presets: raise ValueError(f'--preset={preset}: {model}.py has {", ".join(presets)}{nearest(preset, presets)}')
+    values = {**base, **recipe, **presets.get(preset, {}), **getattr(file, 'recipes', {}).get(preset, {}), 'preset': preset}
+    if unknown := set(values) - set(base): raise ValueError(f'{model}.py: the recipe or preset {preset!r} sets {unknown.pop()}, which is a field of neither Config')
+    if saved:
+        if changed := [n for n in flags if n in own and flags[n] != saved['config'][n]]: raise ValueError(
+            f'--resume: --{changed[0]}={flags[changed[0]]}, but the run has {saved["config"][changed[0]]}: leave it out, or start a new run with --init_from={given["out_dir"]}')
+        values = {**values, **saved['train'], **saved['config'], 'export_hf': ''}
+    values = {**values, **flags}
+    values['out_dir'] = values['out_dir'] or 'out/' + model + '-' * bool(values['init_from']) + re.sub(r'\W+', '-', os.path.basename(values['data'].rstrip('/'))) * bool(values['init_from'])
+    if 'help' in given:
+        print_help(file, values)
+        raise SystemExit(0)
+    config = Config(**{n: values[n] for n in mine})
+    for n, allowed in dict(optimizer='adamw muon adafactor', lr_schedule='cosine linear inverse_sqrt constant wsd', dtype='auto bfloat16 float16 float32', compile='auto true false', log_to=' wandb tensorboard').items():
+        if values[n].lower() not in allowed.split(' '): raise ValueError(f'--{n}={values[n]}: expected one of {", ".join(allowed.split())}{nearest(values[n], allowed.split())}')
+    for n in ('batch_size', 'eval_interval', 'log_interval', 'learning_rate'):
+        if values[n] <= 0: raise ValueError(f'--{n}={values[n]}: expected more than 0')
+    return config, file, {n: values[n] for n in own}, flags, {n: v for n, v in values.items() if v != base[n] and n not in ('model', 'out_dir', 'resume')}, saved
+
+def print_help(file, values):
+    name = file.__name__ + f' --preset={values["preset"]}' * bool(values['preset'])
+    print(f'{__doc__.strip()}\n\nThe flags of --model={name} with the values they have when not given:')
+    mine, last = {f.name for f in dataclasses.fields(Config)}, None
+    for cls in (Config, file.Config):
+        for group, text, field in fields_of(cls):
+            group = group if cls is Config else f'{file.__name__}.py' + f': {group}' * bool(group)
+            if cls is not Config and field.name in mine: continue
+            if group != last: print('\n' + group)
+            last = group
+            print(f'  --{field.name}={values[field.name]}'.ljust(34), text + f' (default {field.default!r})' * (values[field.name] != field.default))
+    print(f'\npresets of {file.__name__}.py: {", ".join(file.presets)}')
+
+# ---------------------------------------------------------------------------------------------------- optimizers
+
+def orthogonalize(g, steps=5):
+    "Newton-Schulz iteration towards U V^T of g = U S V^T (Jordan 2024). bf16 on CUDA; fp32 on CPUs, which lack bf16 units"
+    x = g.bfloat16() if g.is_cuda else g.float()
+    tall = x.size(-2) > x.size(-1)
+    if tall: x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return (x.mT if tall else x).to(g.dtype)
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan 2024, kellerjordan.github.io/posts/muon). For matrices inside blocks. Equal shapes go
+    through the iteration together; a parameter with `parts` (fused q, k, v) is orthogonalised part by part."""
+    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            pieces = {}                                # shape -> [(where the update goes, the direction)]
+            for p in (p for p in group['params'] if p.grad is not None):
+                g, state = p.grad, self.state[p]
+                if 'momentum_buffer' not in state: state['momentum_buffer'] = torch.zeros_like(g)
+                m = state['momentum_buffer'].lerp_(g, 1 - group['momentum'])
+                u = g.lerp(m, group['momentum'])     # Nesterov
+                full = u.full_tensor() if hasattr(u, 'full_tensor') else u
+                out = torch.empty_like(full)
+                parts = getattr(p, 'parts', None) or [len(full)]
+                for o, part in zip(out.split(parts), full.split(parts)): pieces.setdefault(part.shape, []).append((o, part))
+                p.grad = None; state['_update'] = out
+            for shape, pairs in pieces.items():
+                new = orthogonalize(torch.stack([x for _, x in pairs])) * max(1, shape[0] / shape[1]) ** 0.5
+                for (o, _), x in zip(pairs, new): o.copy_(x)
+            for p in (p for p in group['params'] if '_update' in self.state[p]):
+                u = self.state[p].pop('_update')
+                p.mul_(1 - group['lr'] * group['weight_decay'])
+                p.sub_(like(u, p), alpha=group['lr'])
+
+class Adam(torch.optim.AdamW):
+    """Fused AdamW. rms_scale: each parameter's rate times max(1e-3, RMS(p)) (Adafactor section 8, kept by nanoT5).
+    bias_correction=False: BERT's Adam; the rate and eps undo torch's correction, and the decay undoes the rate."""
+    def __init__(self, groups, rms_scale=False, bias_correction=True, **kw):
+        if rms_scale: groups = [dict(g, params=[p]) for g in groups for p in g['params']]
+        super().__init__(groups, **kw)
+        self.rms_scale, self.bias_correction = rms_scale, bias_correction
+
+    def step(self, closure=None):
+        plain = [(g['lr'], g['weight_decay'], g['eps']) for g in self.param_groups]
+        for g in self.param_groups:
+            p = g['params'][0].detach()
+            if self.rms_scale: g['lr'] = whole(p.square().mean().sqrt(), p.device).clamp(min=1e-3) * g['lr']
+            if not self.bias_correction:
+                t = 1 + int(self.state[g['params'][0]].get('step', 0))
+                one, two = 1 - g['betas'][0] ** t, (1 - g['betas'][1] ** t) ** 0.5
+                g['lr'], g['weight_decay'], g['eps'] = g['lr'] * one / two, g['weight_decay'] * two / one, g['eps'] / two
+        try: return super().step(closure)
+        finally:
+            for g, (g['lr'], g['weight_decay'], g['eps']) in zip(self.param_groups, plain): pass
+
+def like(t, p):
+    "a whole tensor, laid out over the ranks as parameter p is"
+    return torch.distributed.tensor.distribute_tensor(t, p.device_mesh, p.placements) if hasattr(p, 'device_mesh') else t
+
+def whole(t, device='cpu'):
+    "a tensor that may be spread over the ranks, whole, on the device"
+    return (t.full_tensor() if hasattr(t, 'full_tensor') else t).detach().to(device)
+
+def make_optimizers(model, config, device):
+    "-> [Adam], [Adafactor] or [Muon, Adam]. Decay on p.ndim >= 2 only; a shared tensor is one parameter"
+    depth = getattr(model, 'depth_of', lambda name: 0)
+    depths = {p: depth(n) for n, p in model.named_parameters()}
+    top = max(depths.values())
+    if (config.freeze or config.unfreeze_interval or config.layer_decay != 1) and not top: raise ValueError('--freeze, --unfreeze_interval and --layer_decay need a model file whose Model has depth_of(name)')
+    for p, d in depths.items(): p.requires_grad_(p.requires_grad and d >= config.freeze)
+    for m in model.modules():                        # here, because sharding makes new parameters
+        if hasattr(m, 'parts'): m.weight.parts = list(m.parts.values())
+    inside = {p for m in model.modules() if isinstance(m, nn.ModuleList) for p in m.parameters() if p.ndim == 2}
+    def groups(params, peak):
+        kinds = sorted({(p.ndim >= 2, depths[p]) for p in params})
+        return [dict(params=[p for p in params if (p.ndim >= 2, depths[p]) == (decays, d)], weight_decay=config.weight_decay * decays,
+                     peak=peak * config.layer_decay ** (top - d), start=(top - d) * config.unfreeze_interval) for decays, d in kinds]
+    params = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == 'adafactor': return [torch.optim.Adafactor(groups(params, config.learning_rate), lr=config.learning_rate)]
+    muon = [p for p in params if p in inside] if config.optimizer == 'muon' else []
+    rest = [p for p in params if not muon or p not in inside]
+    adam = [Adam(groups(rest, config.learning_rate), config.rms_scale, config.bias_correction, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)] if rest else []
+    return ([Muon(groups(muon, config.muon_lr), config.muon_lr, config.momentum)] if muon else []) + adam
+
+def lr_at(step, config):
+    "share of the peak learning rate at `step`, counted from 0"
+    if step < config.warmup_iters: return (step + 1) / (config.warmup_iters + 1)
+    end, floor = config.lr_decay_iters or config.max_iters, config.min_lr / config.learning_rate
+    t = min(1, (step - config.warmup_iters) / max(1, end - config.warmup_iters))
+    if config.lr_schedule == 'cosine': share = 0.5 * (1 + math.cos(math.pi * t))
+    elif config.lr_schedule == 'linear': share = 1 - t
+    elif config.lr_schedule == 'wsd': share = min(1, (end - step) / max(1, config.decay_share * end))
+    elif config.lr_schedule == 'inverse_sqrt': return max(floor, (max(1, config.warmup_iters) / (step + 1)) ** 0.5)
+    else: return 1.0
+    return floor + (1 - floor) * max(0, share)
+
+# ---------------------------------------------------------------------------------------------------- files
+
+def write_atomic(path, write):
+    "write(file) to a temporary name, flush it to the disk, rename it: `path` is always whole, the old one or the new"
+    tmp = path + '.tmp'
+    try:
+        with open(tmp, 'wb') as f:
+            write(f); f.flush(); os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        with contextlib.suppress(OSError): os.remove(tmp)
+        raise
+
+SAFE = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64, 'I32': torch.int32,
+        'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
+
+def read_safetensors(path):
+    "the file's tensors by name. The format: 8 bytes of header length, a JSON header, the buffers. Raises ValueError if it lies"
+    size = os.path.getsize(path)
+    with open(path, 'rb') as f:
+        n = int.from_bytes(f.read(8), 'little')
+        if size < 8 or n > min(size - 8, 100_000_000): raise ValueError(f'{path}: not a safetensors file (a header of {n} bytes in {size} bytes)')
+        try: header = json.loads(f.read(n))
+        except (ValueError, RecursionError): raise ValueError(f'{path}: not a safetensors file (its header is no JSON)') from None
+    if not isinstance(header, dict): raise ValueError(f'{path}: not a safetensors file (its header is no JSON object)')
+    data, out, last = np.memmap(path, np.uint8, 'r', offset=8 + n) if size > 8 + n else np.zeros(0, np.uint8), {}, 0
+    header.pop('__metadata__', None)
+    try: entries = sorted(((*e['data_offsets'], name, SAFE[e['dtype']], tuple(e['shape'])) for name, e in header.items()), key=lambda e: e[:2])
+    except (KeyError, TypeError, ValueError): raise ValueError(f'{path}: a tensor\'s entry lacks a known dtype, shape or data_offsets') from None
+    for a, b, name, dtype, shape in entries:
+        if not all(type(x) is int and x >= 0 for x in (a, b, *shape)) or a != last or b > len(data) or b - a != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f'{path}: tensor {name} of shape {list(shape)} claims bytes {a} to {b} of {len(data)}; the file is cut short or corrupt')
+        out[name], last = torch.frombuffer(bytearray(data[a:b]), dtype=dtype).view(shape) if b > a else torch.empty(shape, dtype=dtype), b
+    return out
+
+def write_safetensors(path, tensors):
+    kinds, header, at = {v: k for k, v in SAFE.items()}, {'__metadata__': {'format': 'pt'}}, 0
+    for name, t in tensors.items():
+        header[name] = dict(dtype=kinds[t.dtype], shape=list(t.shape), data_offsets=[at, at := at + t.numel() * t.element_size()])
+    head = json.dumps(header).encode()
+    head += b' ' * (-len(head) % 8)
+    def write(f):
+        f.write(len(head).to_bytes(8, 'little') + head)
+        for t in tensors.values(): f.write(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b'')
+    write_atomic(path, write)
+
+def load_checkpoint(path):
+    "an out_dir or a .pt file -> its dict, on the CPU"
+    if os.path.isdir(path):
+        folder, path = path, os.path.join(path, 'ckpt.pt')
+        if not os.path.exists(path): raise FileNotFoundError(f'no checkpoint in {folder}: expected {path}; train first: python train.py --out_dir={folder}')
+    if not os.path.exists(path): raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder')
+    try: saved = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except Exception as e: raise ValueError(f'{path}: cannot be read as a checkpoint ({str(e).splitlines()[0][:100]}); it is cut short or of another program') from None
+    if not isinstance(saved, dict) or not {'model', 'config', 'model_name'} <= set(saved): raise ValueError(f'{path}: not a checkpoint of this trainer (it lacks model, config or model_name)')
+    return saved
+
+def read_hf(folder):
+    "a folder in the Hugging Face layout -> its config (dict) and weights (dict of tensors)"
+    where = lambda name: os.path.join(folder, name)
+    try: config = json.load(open(where('config.json'), encoding='utf-8'))
+    except ValueError: raise ValueError(f'{where("config.json")}: not JSON') from None
+    for name, read in (('model.safetensors', read_safetensors), ('pytorch_model.bin', lambda p: torch.load(p, map_location='cpu', weights_only=True))):
+        if os.path.exists(where(name + '.index.json')): names = sorted(set(json.load(open(where(name + '.index.json')))['weight_map'].values()))
+        elif os.path.exists(where(name)): names = [name]
+        else: continue
+        if bad := [n for n in names if os.path.basename(n) != n or not os.path.exists(where(n))]: raise FileNotFoundError(f'{folder}: the shard {bad[0]} is missing')
+        return config, {k: v for n in names for k, v in read(where(n)).items()}
+    raise FileNotFoundError(f'{folder}: has a config.json but neither model.safetensors nor pytorch_model.bin')
+
+def hf_file(config):
+    "the model file that understands this config.json: its hf_types names the model_type. Ours come before your copies"
+    files = [f[:-3] for f in os.listdir(HERE) if f.endswith('.py') and re.search('^hf_types =', open(os.path.join(HERE, f), encoding='utf-8').read(), re.M)]
+    known = {t: n for n in sorted(files, key=lambda n: (n in ('gpt', 'bert', 't5', 'electra'), n)) for t in import_model(n).hf_types}
+    if config.get('model_type') not in known: raise ValueError(f'config.json has model_type {config.get("model_type")!r}; known: {", ".join(sorted(known))}')
+    return import_model(known[config['model_type']])
+
+def load_parts(path):
+    "-> (model file, its Config, state dict, tokenizer or None) of an out_dir, a .pt file or a Hugging Face folder"
+    if os.path.isdir(path) and os.path.exists(os.path.join(path, 'config.json')):
+        hf, weights = read_hf(path)
+        file = hf_file(hf)
+        try: tokenizer = bpe.load(path)
+        except FileNotFoundError: tokenizer = None
+        return (file, *file.from_hf(hf, weights), tokenizer)
+    saved = load_checkpoint(path)
+    file = import_model(saved['model_name'])
+    known = {f.name for f in dataclasses.fields(file.Config)}
+    if extra := set(saved['config']) - known: raise ValueError(f'{path}: was made with another {saved["model_name"]}.py, whose Config has {", ".join(sorted(extra))} (its text is the checkpoint\'s key "source")')
+    return file, file.Config(**saved['config']), saved['model'], bpe.loads(saved['tokenizer']) if saved.get('tokenizer') else None
+
+def load_weights(model, weights, origin):
+    "load strictly; a mismatch is one line"
+    try: model.load_state_dict(weights, strict=True)
+    except RuntimeError as e:
+        lines = [l.strip() for l in str(e).splitlines() if l.strip()]
+        raise ValueError(f'{origin}: the weights do not fit the model: {lines[1] if len(lines) > 1 else lines[0]}') from None
+
+def load_model(path, device='cpu'):
+    """-> (model in eval mode, tokenizer or None). path: an out_dir, a .pt file, or a folder in the Hugging Face layout.
+    Raises FileNotFoundError or ValueError, with one line that says what is wrong."""
+    file, config, weights, tokenizer = load_parts(path)
+    model = file.Model(config)
+    load_weights(model, weights, path)
+    return model.to(device).eval(), tokenizer
+
+def export_hf(file, model, tokenizer, folder):
+    "write config.json, model.safetensors and, where the format can hold it, the tokenizer"
+    config, weights = file.to_hf(model)
+    os.makedirs(folder, exist_ok=True)
+    write_safetensors(os.path.join(folder, 'model.safetensors'), {k: v.contiguous() for k, v in weights.items()})
+    write_atomic(os.path.join(folder, 'config.json'), lambda f: f.write(json.dumps(config, indent=2).encode()))
+    if tokenizer:
+        try: tokenizer.save_hf(folder)
+        except ValueError as e: print(f'{folder}: without a tokenizer ({e})')      # a format that transformers has no file for
+
+def draw_curve(path, rows, title):
+    "metrics rows -> an SVG of training and validation loss against steps that any browser opens"
+    train, val = ([(r['step'], r[k]) for r in rows if k in r and math.isfinite(r[k])] for k in ('train_loss', 'val_loss'))
+    points = train + val
+    if not points: return
+    W, H, L, R, T, B = 760, 420, 60, 20, 40, 45
+    x1, ys = max(1, max(x for x, _ in points)), [y for _, y in points]
+    lo, hi = min(ys), max(ys)
+    lo, hi = lo - 0.03 * (hi - lo or 1), hi + 0.03 * (hi - lo or 1)
+    X, Y = lambda x: L + (W - L - R) * x / x1, lambda y: H - B - (H - T - B) * (y - lo) / (hi - lo)
+    def ticks(a, b, n=6):
+        raw = (b - a) / n
+        unit = next(m * 10 ** math.floor(math.log10(raw)) for m in (1, 2, 5, 10) if m * 10 ** math.floor(math.log10(raw)) >= raw)
+        return [i * unit for i in range(math.ceil(a / unit), math.floor(b / unit) + 1)]
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {H}" font-family="sans-serif" font-size="12"><rect width="{W}" height="{H}" fill="white"/>',
+           f'<text x="{L}" y="22" font-size="14" font-weight="bold">{title}</text>']
+    for t in ticks(lo, hi): out.append(f'<line x1="{L}" x2="{W - R}" y1="{Y(t):.1f}" y2="{Y(t):.1f}" stroke="#e4e4e4"/><text x="{L - 8}" y="{Y(t) + 4:.1f}" text-anchor="end">{t:.3g}</text>')
+    for t in ticks(0, x1): out.append(f'<text x="{X(t):.1f}" y="{H - B + 18}" text-anchor="middle">{t:g}</text>')
+    out.append(f'<line x1="{L}" x2="{W - R}" y1="{H - B}" y2="{H - B}" stroke="black"/><text x="{(L + W - R) / 2}" y="{H - 8}" text-anchor="middle">optimizer steps</text>')
+    for name, line, color, dots, at in (('training loss', train, '#9ab8d8', False, 250), ('validation loss', val, '#c0392b', True, 120)):
+        if not line: continue
+        out.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{" ".join(f"{X(x):.1f},{Y(y):.1f}" for x, y in line)}"/>')
+        if dots: out += [f'<circle cx="{X(x):.1f}" cy="{Y(y):.1f}" r="2.6" fill="{color}"><title>step {x}: {y:.4f}</title></circle>' for x, y in line]
+        out.append(f'<text x="{W - R - at}" y="22" fill="{color}">{name} {line[-1][1]:.3f}</text>')
+    write_atomic(path, lambda f: f.write('\n'.join(out + ['</svg>']).encode()))
+
+# ---------------------------------------------------------------------------------------------------- the run
+
+PEAK = {'B200': 2250e12, 'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12}   # bf16 dense FLOP/s, data sheets
+
+class Log:
+    "what a person sees, and metrics.jsonl, log.txt and loss.svg; silent on all ranks but the first. step < 0: a new run"
+    def __init__(self, folder, on, step, send=''):
+        self.on, self.folder, self.rows, self.wide, self.wandb, self.board = on, folder, [], 0, None, None
+        if not on: return
+        path = os.path.join(folder, 'metrics.jsonl')
+        if step >= 0 and os.path.exists(path):       # resumed: forget what a killed run wrote after its last checkpoint
+            for line in open(path, encoding='utf-8'):
+                with contextlib.suppress(ValueError): self.rows.append(json.loads(line))
+            self.rows = [r for r in self.rows if r['step'] <= step]
+        write_atomic(path, lambda f: f.write(''.join(json.dumps(r) + '\n' for r in self.rows).encode()))
+        self.jsonl, self.text = open(path, 'a', encoding='utf-8'), open(os.path.join(folder, 'log.txt'), 'w' if step < 0 else 'a', encoding='utf-8')
+        if send == 'wandb':
+            import wandb
+            self.wandb = wandb.init(project='flatformers', name=folder)
+        if send == 'tensorboard':
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(folder)
+
+    def write(self, file, line):                     # a full disk must not end the run
+        with contextlib.suppress(OSError): print(line, file=file, flush=True)
+    def note(self, line):                            # log.txt alone
+        if self.on: self.write(self.text, line)
+    def say(self, line):                             # a line that stays
+        if self.on: print('\r\033[K' * bool(self.wide) + line, flush=True)
+        self.wide = 0
+        self.note(line)
+    def live(self, line):                            # a line that the next one replaces; off a terminal it stays
+        if not self.on or not sys.stdout.isatty(): return self.say(line)
+        self.note(line)
+        print('\r\033[K' + line[:shutil.get_terminal_size().columns - 1], end='', flush=True)
+        self.wide = 1
+    def metrics(self, row):
+        if not self.on: return
+        self.rows.append(row)
+        self.write(self.jsonl, json.dumps(row))
+        if self.wandb: self.wandb.log(row, step=row['step'])
+        for k, v in row.items() if self.board else (): self.board.add_scalar(k, v, row['step'])
+    def curve(self, title):
+        with contextlib.suppress(OSError):
+            if self.on: draw_curve(os.path.join(self.folder, 'loss.svg'), self.rows, title)
+
+def git_revision():
+    try: return subprocess.run(['git', '-C', HERE, 'describe', '--always', '--dirty'], capture_output=True, text=True).stdout.strip() or 'none'
+    except OSError: return 'none'
+
+def pick_device(name):
+    local = int(os.environ.get('LOCAL_RANK', 0))
+    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    try: device = torch.device(name)
+    except RuntimeError: raise ValueError(f'--device={name}: expected auto, cpu, cuda, cuda:N or mps') from None
+    if device.type == 'cuda':
+        if not torch.cuda.is_available(): raise ValueError(f'--device={name}: this torch ({torch.__version__}) sees no CUDA device; use --device=cpu')
+        device = torch.device('cuda', local if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count(): raise ValueError(f'--device={device}: there are {torch.cuda.device_count()} GPUs (0 to {torch.cuda.device_count() - 1})')
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    elif device.type not in ('cpu', 'mps'): raise ValueError(f'--device={name}: expected auto, cpu, cuda, cuda:N or mps')
+    return device
+
+def attention_backend(run):
+    "the name of the kernel that scaled_dot_product_attention picks while run() runs"
+    seen, real = [], F.scaled_dot_product_attention
+    def spy(*a, **kw):
+        with contextlib.suppress(Exception):
+            q, k, v, mask, drop, causal = (*a, None, 0.0, False)[:6] if len(a) == 3 else (*a, *(None, 0.0, False)[len(a) - 3:])
+            seen.append(torch._fused_sdp_choice(q, k, v, kw.get('attn_mask', mask), kw.get('dropout_p', drop), kw.get('is_causal', causal), scale=kw.get('scale'), enable_gqa=kw.get('enable_gqa', False)))
+        return real(*a, **kw)
+    F.scaled_dot_product_attention = spy
+    try: run()
+    finally: F.scaled_dot_product_attention = real
+    return ', '.join(sorted({torch.nn.attention.SDPBackend(c).name.lower().replace('_attention', '') for c in seen})) or 'unknown'
+
+def readable(name): return {'val_loss': 'validation loss', 'val_bpb': 'bits per byte'}.get(name, name.removeprefix('val_').replace('_', ' '))
+
+def span(seconds): return f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'
+
+def main(argv=None):
+    """Train as the flags say; -> dict of the final metrics (val_loss, val_bpb, train_seconds, steps, ...).
+    Raises ValueError or OSError for a user's mistake, FloatingPointError when the loss is no longer finite."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config, file, values, flags, changed, saved = parse(argv)
+    device, world, rank = pick_device(config.device), int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
+    began = time.time()
+    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and not saved and os.path.exists(os.path.join(config.out_dir, 'ckpt.pt')):
+        return main(argv + ['--resume'])             # torchrun started us again after a failure
+    distributed = 'RANK' in os.environ and 'MASTER_ADDR' in os.environ
+    if distributed: dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo')
+    handlers, stop = {}, []
+    def ask_to_stop(number, frame):                  # the first signal ends the run after this step, the second one at once
+        if stop: raise KeyboardInterrupt
+        stop.append(number)
+    def listen():
+        with contextlib.suppress(ValueError):        # not in the main thread: the caller keeps its handlers
+            for s in (signal.SIGINT, signal.SIGTERM): handlers[s] = signal.signal(s, ask_to_stop)
+        return stop
+    try: return run(config, file, values, flags, changed, saved, argv, device, world, rank, listen, began)
+    finally:
+        for s, h in handlers.items(): signal.signal(s, h)
+        if distributed: dist.destroy_process_group()
+
+def open_data(config, file, values, saved, origin, tokenizer):
+    "-> prepared folder, its meta, tokenizer. `tokenizer`: that of the weights to start from, which the data must share"
+    if origin and not saved and tokenizer and not config.tokenizer:      # prepare the text with the tokenizer of the weights
+        with tempfile.TemporaryDirectory() as tmp:
+            tokenizer.save(os.path.join(tmp, 'tokenizer.json'))
+            folder = text.resolve(config.data, os.path.join(tmp, 'tokenizer.json'), 0)
+    else: folder = text.resolve(config.data, config.tokenizer, values.get('vocab_size', 0))
+    meta = text.open_meta(folder)
+    try: own = bpe.load(os.path.join(folder, meta['tokenizer']) if meta['tokenizer'].endswith('.json') else meta['tokenizer'])
+    except OSError as e:
+        if tokenizer is None and meta['tokenizer'].endswith('.json'): raise
+        own = tokenizer
+        if own is None: print(f'no tokenizer {meta["tokenizer"]} ({e}): no bits per byte and no sample', file=sys.stderr)
+    if tokenizer and own and own.dumps() != tokenizer.dumps():
+        raise ValueError(f'{config.data} is prepared with the tokenizer {own.name} ({own.vocab_size} ids), {origin} was trained with {tokenizer.name} ({tokenizer.vocab_size}): leave out --tokenizer to prepare the text again')
+    if saved and saved['data'] != meta['sha256']: raise ValueError(f'--resume: the data in {folder} is not what the run was trained on; start a new run with --init_from={config.out_dir}')
+    if meta['kind'] not in getattr(file, 'kinds', ('text',)): raise ValueError(f'{config.data} holds {meta["kind"]} data, {file.__name__}.py trains on {", ".join(getattr(file, "kinds", ("text",)))}')
+    return folder, meta, own
+
+def open_weights(config, file, flags, values, saved):
+    "-> model file, its Config's values, weights or None, tokenizer or None, where they came from"
+    if saved:
+        return file, values, saved['model'], bpe.loads(saved['tokenizer']) if saved['tokenizer'] else None, config.out_dir
+    if config.init_from in ('', 'scratch'): return file, values, None, None, ''
+    source, given, weights, tokenizer = load_parts(config.init_from)
+    if source is not file and 'model' in flags: raise ValueError(f'--init_from={config.init_from} holds a model of {source.__name__}.py, not of --model={config.model}')
+    own = {f.name for f in dataclasses.fields(source.Config)} - {'vocab_size'}
+    return source, {**dataclasses.asdict(given), **{n: v for n, v in flags.items() if n in own}}, weights, tokenizer, config.init_from
+
+def build_model(file, mconfig, weights, origin, seed):
+    "a model on the CPU: the same first weights on every device and rank"
+    torch.manual_seed(seed)
+    model = file.Model(mconfig)
+    if weights is not None:
+        own, block = model.state_dict(), getattr(mconfig, 'block_size', 0)
+        for k, w in weights.items():                 # a lowered block_size keeps the first positions
+            if k in own and w.ndim and len(own[k]) == block < len(w) and w.shape[1:] == own[k].shape[1:]: weights[k] = w[:block]
+        load_weights(model, weights, origin)
+    return model
+
+def make_room(out, resumed):
+    "an out_dir that can be written; an earlier run in it is moved aside"
+    if not resumed and os.path.exists(os.path.join(out, 'ckpt.pt')):
+        aside = next(a for i in range(1, 10 ** 9) if not os.path.exists(a := f'{out.rstrip("/")}-{i}'))
+        os.rename(out, aside)
+        print(f'{out} held an earlier run, now in {aside} (--resume --out_dir={aside} goes on with it)')
+    try:
+        os.makedirs(out, exist_ok=True)
+        for name in os.listdir(out):                 # of a run that was killed while it wrote
+            if name.endswith('.tmp'): os.remove(os.path.join(out, name))
+        write_atomic(os.path.join(out, 'run.json'), lambda f: f.write(json.dumps(dict(pid=os.getpid(), argv=sys.argv)).encode()))
+    except OSError as e: raise OSError(f'--out_dir={out} cannot be written ({e.strerror}): choose another') from None
+
+class Feed:
+    "rows of a corpus -> arrays of a micro-batch -> tensors on the device"
+    def __init__(self, file, mconfig, corpus, device):
+        self.file, self.mconfig, self.corpus, self.device = file, mconfig, corpus, device
+        self.count = getattr(file, 'count', lambda *arrays: (int((arrays[-1] >= 0).sum()),))
+    def arrays(self, numbers):
+        draw, rng = self.corpus.rows(numbers)
+        return self.file.batch(draw, self.mconfig, rng)
+    def send(self, arrays):
+        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
+        return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors] if self.device.type == 'cuda' else [t.to(self.device) for t in tensors]
+
+class Evaluation:
+    "a fixed set of validation rows, the same for every batch size and number of ranks, shared out in micro-batches"
+    def __init__(self, feed, micro, limit, tokenizer, metric, rank, world):
+        self.feed, self.micro, self.world, self.metric = feed, micro, world, metric
+        counts = len(feed.count(*feed.arrays([0])))  # one row: learns the length of the windows
+        n = min(len(feed.corpus), limit or len(feed.corpus))
+        self.chunks = [range(a, min(a + micro, n)) for a in range(0, n, micro)]
+        self.mine = self.chunks[rank::world]
+        sums = np.zeros(counts + 1)
+        for arrays in map(feed.arrays, self.mine):   # the numbers of targets, and of the bytes of text that they stand for
+            targets = arrays[-1][arrays[-1] >= 0] if tokenizer and getattr(feed.file, 'likelihood', False) else []
+            sums += [*feed.count(*arrays), tokenizer.byte_lengths[targets].sum() if len(targets) else 0]
+        sums = torch.from_numpy(sums)
+        if world > 1: dist.all_reduce(sums)
+        self.totals, self.bytes, self.tokenizer, self.predictions = sums[:-1].float().to(feed.device), sums[-1].item(), tokenizer, []
+        self.goal, self.sign = 'val_loss', -1        # the number that tells the best checkpoint; is more better or worse?
+
+    def sample(self):                                # (T,) token ids of the first window, or a list of examples
+        draw, _ = self.feed.corpus.rows([0])
+        return draw(self.feed.corpus.length, self.feed.corpus.overlap)[0] if self.feed.corpus.length else draw.examples()
+
+    @torch.no_grad()
+    def __call__(self, net, model, autocast):
+        "-> metrics. Of labelled data also the task's own, from self.predictions"
+        model.eval()
+        total, names, found = 0, [], []
+        for i in range(-(-len(self.chunks) // self.world)):          # as many calls on every rank: sharded weights are gathered together
+            chunk = self.mine[i] if i < len(self.mine) else self.chunks[0]
+            arrays = self.feed.send(self.feed.arrays(chunk))
+            with autocast():
+                loss, stats = (net if len(chunk) == self.micro else model)(*arrays, totals=self.totals)
+                rows = self.feed.file.predict(model, arrays, [self.feed.corpus.items[j] for j in chunk], self.tokenizer) if self.feed.corpus.items else []
+            names = sorted(stats)
+            total = total + torch.stack([loss.double(), *(stats[k].double() for k in names)]) * (i < len(self.mine))
+            found += rows if i < len(self.mine) else []
+        model.train()
+        total = total.cpu()
+        if self.world > 1:
+            dist.all_reduce(total)
+            dist.all_gather_object(parts := [None] * self.world, found)
+            found = [p for part in parts for p in part]
+        row = dict(val_loss=total[0].item(), val_ppl=math.exp(min(total[0].item(), 700)))
+        if self.bytes: row['val_bpb'] = row['val_loss'] * self.totals[0].item() / math.log(2) / self.bytes
+        row |= {'val_' + k: v for k, v in zip(names, total[1:].tolist())}
+        if found:                                    # several rows of one example (windows of a long text): the best one counts
+            best = {}
+            for p in found: best[p['index']] = max(best.get(p['index'], p), p, key=lambda p: p.get('score', 0))
+            self.predictions = [best[i] for i in sorted(best)]
+            from data import metrics
+            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], [self.feed.corpus.examples[p['index']] for p in self.predictions])
+            row |= {'val_' + k: v for k, v in scores.items()}
+            self.goal, self.sign = 'val_' + next(iter(scores)), 1
+        return row
+
+def save_checkpoint(path, model, optimizers, rank, **state):
+    "gather on every rank, write on the first one. Raises OSError when the disk is full; the old file stays"
+    names = {p: n for n, p in model.named_parameters()}
+    data = dict(state, model={k: whole(v) for k, v in model.state_dict().items()},
+                optimizer=[{names[p]: {k: whole(v) for k, v in s.items()} for p, s in opt.state.items()} for opt in optimizers])
+    try:
+        if rank == 0: write_atomic(path, lambda f: torch.save(data, f))
+    except RuntimeError as e: raise OSError(str(e).splitlines()[0]) from None      # torch's writer reports a full disk so
+
+def restore(optimizers, model, states):
+    named = dict(model.named_parameters())
+    for opt, saved in zip(optimizers, states):
+        for name, state in saved.items():
+            p = named[name]
+            opt.state[p] = {k: like(v.to(p.device).clone(), p) if v.shape == p.shape else v.to(p.device).clone() for k, v in state.items()}
+
+def run(config, file, values, flags, changed, saved, argv, device, world, rank, listen, began):
+    # ---- what to train, on what
+    file, values, weights, tokenizer, origin = open_weights(config, file, flags, values, saved)
+    if config.init_from and config.export_hf and config.max_iters == 0:            # a conversion: needs no data
+        export_hf(file, build_model(file, file.Config(**values), weights, origin, 0), tokenizer, config.export_hf)
+        print(f'wrote {config.export_hf}')
+        return dict(export_hf=config.export_hf)
+    folder, meta, tokenizer = open_data(config, file, values, saved, origin, tokenizer)
+    fill = dict(vocab_size=meta['vocab_size'], kind=meta['kind'], n_labels=len(meta.get('labels') or []), **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
+    if weights is not None and meta['vocab_size'] > values['vocab_size']: raise ValueError(f'{config.data} has {meta["vocab_size"]} token ids, the model of {origin} {values["vocab_size"]}: leave out --tokenizer to prepare the text with its own')
+    if weights is not None: fill.pop('vocab_size')
+    fill |= file.fill(tokenizer) if hasattr(file, 'fill') and tokenizer else {}
+    values = {**values, **{n: v for n, v in fill.items() if n in values and v is not None}}
+    mconfig = file.Config(**values)
+    dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype) or (
+        torch.float32 if device.type != 'cuda' else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    if dtype == torch.float16 and (device.type != 'cuda' or config.shard): raise ValueError('--dtype=float16 needs CUDA and no --shard: use bfloat16 or float32')
+    autocast = lambda: torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    share = config.batch_size // world               # rows of a step for this rank
+    micro = min(config.micro_batch_size or share, share)
+    if share * world != config.batch_size or share % micro: raise ValueError(
+        f'--batch_size={config.batch_size} does not split into {world} device(s) x micro-batches of {micro or 1}: try --batch_size={-(-config.batch_size // (world * max(micro, 1))) * world * max(micro, 1)}')
+    config = dataclasses.replace(config, shard=config.shard and world > 1)
+    if flags.get('shard') and world == 1: raise ValueError('--shard needs several ranks: torchrun --standalone --nproc_per_node=N train.py ...')
+    if config.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
+    encode = lambda example: file.encode(example, tokenizer, mconfig)
+    train_set, val_set = (Corpus(folder, meta, split, config.seed, split == 'train', encode) for split in ('train', 'val'))
+    feed = Feed(file, mconfig, train_set, device)
+    model = build_model(file, mconfig, weights, origin, config.seed).to(device)
+    n_params, flops = sum(p.numel() for p in model.parameters()), model.flops() if hasattr(model, 'flops') else 0
+    first = feed.send(feed.arrays(np.arange(micro)))
+    evaluation = Evaluation(Feed(file, mconfig, val_set, device), micro, config.eval_iters if meta['kind'] == 'text' else 0, tokenizer, meta.get('metric', ''), rank, world)
+    tokens_per_row, peak = train_set.tokens_per_row, next((v for k, v in PEAK.items() if device.type == 'cuda' and k in torch.cuda.get_device_name(device)), 0)
+    if rank == 0: make_room(config.out_dir, saved)
+    step, tokens, seconds, best, worse, evaluated = (saved[k] for k in ('step', 'tokens', 'train_seconds', 'best', 'worse', 'evaluated')) if saved else (0, 0, 0.0, -math.inf, 0, -1)
+    log = Log(config.out_dir, rank == 0, step if saved else -1, config.log_to)
+    log.note(f'#### {time.ctime()}: python train.py {" ".join(argv)}\n# python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, {platform.platform()}, git {git_revision()}\n'
+             f'# data {folder}: {json.dumps(meta["sha256"])}\n# train {json.dumps(dataclasses.asdict(config))}\n# model {json.dumps(values)}')
+    if not saved: log.note(''.join(f'#### {os.path.basename(p)}\n{open(p, encoding="utf-8").read()}\n' for p in (os.path.abspath(__file__), file.__file__)) + '#### run')
+    log.say(f'{file.__name__}{" " + config.preset if config.preset else ""}: {n_params / 1e6:.2f} M parameters, {device}, {str(dtype)[6:]}, data {os.path.relpath(folder)}')
+    log.say('settings: ' + ' '.join(f'{n}={values.get(n, v)}' for n, v in changed.items()))
+    log.say(f'batch: {config.batch_size} rows of {tokens_per_row} tokens = {world} device(s) x {share // micro} micro-batch(es) x {micro}; an epoch is {len(feed.corpus) / config.batch_size:.1f} steps')
+    with torch.no_grad(), autocast(): log.say(f'attention kernel: {attention_backend(lambda: model(*[t[:1] for t in first]))}')
+
+    # ---- shards or DDP, compile, optimizers
+    if config.shard:
+        from torch.distributed.fsdp import fully_shard
+        mesh = dist.init_device_mesh(device.type, (world,))
+        for block in (b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m): fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    compiled = config.compile.lower() == 'true' or config.compile.lower() == 'auto' and device.type == 'cuda'
+    net = fast = torch.compile(model) if compiled else model
+    if world > 1 and not config.shard: net = nn.parallel.DistributedDataParallel(fast, device_ids=[device.index] if device.type == 'cuda' else None, broadcast_buffers=False, gradient_as_bucket_view=True)
+    optimizers, scaler = make_optimizers(model, config, device), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    if saved: restore(optimizers, model, saved['optimizer']); scaler.load_state_dict(saved['scaler'])
+    if compiled or device.type == 'cuda':            # off the clock; it changes no state
+        log.live('compiling ...')
+        t0 = time.time()
+        try:
+            with autocast(): (net(*first, totals=evaluation.totals)[0] * 0).backward()
+            with torch.no_grad(), autocast(): model.eval(); fast(*first, totals=evaluation.totals); model.train()
+        except Exception as e:
+            if not compiled or config.compile.lower() == 'true' or world > 1: raise
+            log.say(f'torch.compile failed, going on without it (slower): {type(e).__name__}: {str(e).splitlines()[0][:150]}')
+            net = fast = model
+        for p in model.parameters(): p.grad = None
+        log.say(f'compile and warm-up: {time.time() - t0:.1f} s')
+    del first, weights
+
+    sync = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    memory = lambda: torch.cuda.max_memory_allocated(device) / 2 ** 20 if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
+    def save(name):
+        state = dict(step=step, tokens=tokens, train_seconds=seconds, best=best, worse=worse, evaluated=evaluated, config=values, train=dataclasses.asdict(config), scaler=scaler.state_dict(),
+                     model_name=file.__name__, source=open(file.__file__, encoding='utf-8').read(), tokenizer=tokenizer.dumps() if tokenizer else '', data=meta['sha256'])
+        try: save_checkpoint(os.path.join(config.out_dir, name), model, optimizers if name == 'ckpt.pt' else [], rank, **state); return True
+        except OSError as e: log.say(f'could not write {config.out_dir}/{name} ({e}); an earlier one is kept. Free some space: the run goes on'); return False
+    def fetch(step):
+        "this rank's micro-batches of a step, the global numbers of targets, the signal that any rank has, time over"
+        rows = step * config.batch_size + rank * share
+        micros = [feed.arrays(np.arange(rows + a, rows + a + micro)) for a in range(0, share, micro)]
+        wants = torch.tensor([*np.sum([feed.count(*m) for m in micros], 0), sum(stop[:1]), 0 < config.time_limit <= seconds], dtype=torch.float64)
+        if world > 1: dist.all_reduce(wants)         # on the host: the device does not wait
+        return [feed.send(m) for m in micros], wants[:-2].float().to(device), int(wants[-2]), wants[-1] > 0
+    def check():
+        "stop before a bad state is saved or evaluated"
+        if (bad := int(first_bad)) >= 0:
+            raise FloatingPointError(f'the loss or gradient of step {bad} is not finite (learning rate {config.learning_rate * lr_at(bad, config):.3g}); the last good checkpoint is '
+                                     + (f'{config.out_dir}/ckpt.pt of step {saved_at}: lower --learning_rate or raise --warmup_iters and --resume' if saved_at >= 0 else 'none: lower --learning_rate or raise --warmup_iters'))
+
+    # ---- the loop: `step` updates have been made
+    first_bad, sums, row, saved_at, mark = torch.tensor(-1, device=device), None, {}, step if saved else -1, (step, seconds)
+    if device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
+    model.train()
+    stop, clock = listen(), time.perf_counter()
+    micros, totals, signalled, late = fetch(step)
+    while True:
+        done = step >= config.max_iters or signalled or late
+        look = (step % config.eval_interval == 0 or done) and not signalled and evaluated != step
+        keep = (done or step and step % (config.save_interval or config.eval_interval) == 0) and saved_at != step
+        # ---- log
+        if look or keep or step % config.log_interval == 0:
+            sync(); seconds, clock = seconds + time.perf_counter() - clock, time.perf_counter()
+            check()                                  # before a bad state is evaluated or saved
+        if sums is not None and (step % config.log_interval == 0 or done):
+            sums = sums.cpu()
+            if world > 1: dist.all_reduce(sums)
+            n, spent = step - mark[0], seconds - mark[1]
+            means = dict(zip(('train_loss', *('train_' + k for k in sorted(stats))), (sums / n).tolist()))
+            rate, eta = n * config.batch_size * tokens_per_row / spent, (config.max_iters - step) * spent / n
+            line = dict(step=step, tokens=tokens, train_seconds=round(seconds, 3), **means, lr=config.learning_rate * lr_at(step - 1, config), grad_norm=norm.item(), tokens_per_second=round(rate, 1), peak_memory_mb=round(memory(), 1))
+            if flops and peak: line['mfu'] = flops * n * config.batch_size / spent / peak / world
+            log.metrics(line)
+            log.live(f'step {step}/{config.max_iters} | loss {means["train_loss"]:.4f} | {rate / 1e3:,.1f}k tokens/s' + (f' | mfu {line["mfu"]:.1%}' if 'mfu' in line else '')
+                     + f' | {memory() / 1024:.2f} GB | {span(min(eta, config.time_limit - seconds if config.time_limit else eta))} left')
+            sums, mark = None, (step, seconds)
+        # ---- evaluate
+        if look:
+            row, evaluated = evaluation(fast, model, autocast), step
+            log.metrics(dict(step=step, tokens=tokens, train_seconds=round(seconds, 3), **row))
+            log.say(f'step {step}: ' + ', '.join(f'{readable(k)} {v:.4f}' for k, v in row.items() if k != 'val_ppl') + f', after {span(seconds)} of training')
+            score = evaluation.sign * row[evaluation.goal]
+            worse = worse + 1 if score <= best else 0
+            if score > best:
+                best = score
+                save('best.pt')
+                if rank == 0 and evaluation.predictions: write_atomic(os.path.join(config.out_dir, 'predictions.jsonl'), lambda f: f.write(''.join(json.dumps(p) + '\n' for p in evaluation.predictions).encode()))
+            done = done or row['val_loss'] <= config.target_val_loss or 0 < config.patience <= worse
+            keep = keep or done and saved_at != step
+            log.curve(f'{file.__name__} {config.preset}')
+        # ---- save
+        if keep and save('ckpt.pt'): saved_at = step
+        if look or keep: clock = time.perf_counter()
+        if done: break
+        # ---- one optimizer step: the gradient of (sum of all losses) / (number of all targets)
+        for group in (g for opt in optimizers for g in opt.param_groups): group['lr'] = group['peak'] * lr_at(step, config) * (step >= group['start'])
+        for i, arrays in enumerate(micros):
+            torch.manual_seed(int(keyed(config.seed, 3, step, rank, i)[0] >> np.uint64(1)))        # dropout and sampling
+            last = i == len(micros) - 1
+            if config.shard: model.set_requires_gradient_sync(last)
+            with contextlib.nullcontext() if last or net is fast else net.no_sync():
+                with autocast(): loss, stats = net(*arrays, totals=totals)
+                scaler.scale(loss * world).backward()          # DDP and FSDP average over the ranks
+            parts = torch.stack([loss.detach().float(), *(stats[k].float() for k in sorted(stats))])
+            sums = parts if sums is None else sums + parts
+        for opt in optimizers if scaler.is_enabled() else (): scaler.unscale_(opt)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+        norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
+        bad = ~(torch.isfinite(sums[0]) & (torch.isfinite(norm) if not scaler.is_enabled() else True))
+        first_bad = torch.where(bad & (first_bad < 0), step, first_bad)
+        if device.type == 'cpu': check()
+        for opt in optimizers: scaler.step(opt)
+        scaler.update()
+        for opt in optimizers: opt.zero_grad(set_to_none=True)
+        step, tokens = step + 1, tokens + config.batch_size * tokens_per_row
+        micros, totals, signalled, late = fetch(step)          # while the device works
+
+    # ---- the end
+    flags_again = f'python train.py --resume --out_dir={config.out_dir}'
+    if saved_at != step: raise OSError(f'the last checkpoint could not be written; {config.out_dir}/ckpt.pt is of step {saved_at}: free some space, then {flags_again}' if saved_at >= 0 else f'no checkpoint could be written in {config.out_dir}: free some space')
+    if signalled:
+        log.say(f'{signal.Signals(signalled).name}: saved step {step}. To go on: {flags_again}')
+        raise SystemExit(128 + signalled)
+    final = {**row, 'best_' + evaluation.goal[4:] if evaluation.sign > 0 else 'best_val_loss': evaluation.sign * best, 'steps': step, 'tokens': tokens, 'train_seconds': seconds, 'total_seconds': time.time() - began, 'tokens_per_second': tokens / seconds if seconds else 0.0, 'peak_memory_mb': memory(), 'parameters': n_params, 'out_dir': config.out_dir}
+    if rank == 0:
+        with torch.no_grad(), contextlib.suppress(OSError):
+            model.eval()
+            if tokenizer and hasattr(file, 'show') and not config.shard: log.say('\n' + file.show(model, tokenizer, evaluation.sample()) + '\n')
+        if config.export_hf and not config.shard: export_hf(file, model, tokenizer, config.export_hf); log.say(f'Hugging Face folder: {config.export_hf}')
+        log.say(f'{step} steps, {tokens:,} tokens in {span(seconds)} of training ({span(time.time() - began)} in all, peak memory {memory() / 1024:.2f} GB)')
+        log.say(f'best {readable(evaluation.goal)} {evaluation.sign * best:.4f}' + ''.join(f', last {readable(k)} {row[k]:.4f}' for k in (evaluation.goal, 'val_bpb') if k in row))
+        log.say(f'curve: {config.out_dir}/loss.svg | use it: python sample.py --out_dir={config.out_dir} | go on: {flags_again} --max_iters={2 * max(step, 1)}')
+    if world > 1: dist.barrier()
+    return final
+
+def cli():
+    "main for the shell: a user's mistake is one line and a non-zero exit status"
+    try: main()
+    except KeyboardInterrupt: sys.exit('\nstopped')
+    except torch.OutOfMemoryError as e: error = f'out of memory ({str(e).splitlines()[0]}); lower --micro_batch_size (the training stays the same) or --block_size, or add --checkpoint_activations'
+    except (ValueError, OSError, FloatingPointError) as e: error = ' '.join(str(e).split()) or type(e).__name__
+    else: return
+    if os.environ.get('TRACEBACK'): traceback.print_exc()
+    print(f'\nerror: {error}', file=sys.stderr, flush=True)
+    os._exit(1) if 'RANK' in os.environ else sys.exit(1)       # other ranks may wait for us in a collective
+
+if __name__ == '__main__': cli()
