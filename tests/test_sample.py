@@ -1,0 +1,494 @@
+"""sample.py against transformers' generate, logits processors and losses, and against loops written out naively."""
+import dataclasses, io, json, math, os, shutil, subprocess, sys
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import bpe, gpt, sample, train
+
+transformers = pytest.importorskip('transformers')
+torch.set_num_threads(1)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+V, LIMIT = 99, 13
+
+
+def theirs(kind='gpt2', limit=LIMIT):
+    """A random model of transformers, with large weights so that its choices are far apart."""
+    torch.manual_seed(7)
+    if kind == 'gpt2':
+        config = transformers.GPT2Config(vocab_size=V, n_positions=limit, n_embd=28, n_layer=2, n_head=4, initializer_range=0.3,
+                                         bos_token_id=None, eos_token_id=None)
+        return transformers.GPT2LMHeadModel(config).eval()
+    config = transformers.LlamaConfig(vocab_size=V, max_position_embeddings=limit, hidden_size=24, intermediate_size=37, num_hidden_layers=2,
+                                      num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, bos_token_id=None, eos_token_id=None)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def ours(model):
+    config, state = gpt.from_hf(model.config.to_dict(), model.state_dict())
+    mine = gpt.Model(config)
+    mine.load_state_dict(state)
+    return mine.eval()
+
+
+def ids_of(rows, length, seed=3): return torch.randint(0, V, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope='module')
+def text_model():
+    """A small random model with a byte tokenizer, more rows than the tokenizer has ids, and the tokenizer."""
+    torch.manual_seed(5)
+    tokenizer = bpe.byte()
+    config = gpt.Config(vocab_size=tokenizer.vocab_size + 30, block_size=17, n_layer=1, n_head=2, n_embd=12, init_std=0.5)
+    return gpt.Model(config).eval(), tokenizer
+
+
+def save(folder, model, tokenizer, name='gpt'):
+    os.makedirs(folder, exist_ok=True)
+    torch.save(dict(model=model.state_dict(), config=dataclasses.asdict(model.config), model_name=name, source='', step=0,
+                    tokenizer=tokenizer.dumps() if tokenizer else ''), os.path.join(folder, 'ckpt.pt'))
+    return str(folder)
+
+
+@pytest.fixture(scope='module')
+def run_folder(text_model, tmp_path_factory): return save(tmp_path_factory.mktemp('run'), *text_model)
+
+# ---------------------------------------------------------------------------------------------------- greedy
+
+@pytest.mark.parametrize('kind,least', [('gpt2', 2 ** 17), ('llama', 2 ** 17), ('gpt2', 0)])
+def test_greedy_equals_transformers(kind, least, monkeypatch):
+    monkeypatch.setattr(sample.FewRows, 'least', least)                    # 0: the matrices of this tiny model too
+    model, limit = theirs(kind, 41), 41
+    ids = ids_of(3, 5)
+    expected = model.generate(ids, max_new_tokens=limit - 5, min_new_tokens=limit - 5, do_sample=False, pad_token_id=0)
+    mine = ours(model)
+    for cache in (True, False): assert torch.equal(sample.generate(mine, ids, limit - 5, temperature=0, cache=cache), expected)
+    penalised = model.generate(ids, max_new_tokens=30, min_new_tokens=30, do_sample=False, repetition_penalty=1.7, pad_token_id=0)
+    assert not torch.equal(penalised, expected[:, :35])
+    for cache in (True, False):
+        assert torch.equal(sample.generate(mine, ids, 30, temperature=0, repetition_penalty=1.7, cache=cache), penalised)
+
+
+@pytest.mark.parametrize('kind,slide', [('gpt2', 1), ('llama', 1), ('gpt2', 4), ('gpt2', LIMIT)])
+@pytest.mark.parametrize('T', [3, LIMIT, LIMIT + 9])
+def test_past_block_size(kind, slide, T):
+    """slide=1 is nanoGPT's idx[:, -block_size:]; slide=N starts N tokens later each time the window overflows."""
+    model, n = theirs(kind), 25
+    ids = ids_of(2, T)
+    text, start = ids, max(0, T - LIMIT)
+    with torch.no_grad():
+        for _ in range(n):
+            if text.size(1) - start > LIMIT: start += slide
+            context = text[:, -LIMIT:] if slide == 1 else text[:, start:]
+            text = torch.cat((text, model(context).logits[:, -1:].argmax(-1)), dim=1)
+    mine = ours(model)
+    for cache in (True, False): assert torch.equal(sample.generate(mine, ids, n, temperature=0, slide=slide, cache=cache), text)
+
+
+def test_rows_are_independent_and_a_common_prompt_is_computed_once():
+    mine, calls = ours(theirs()), []
+    step = mine.step
+    mine.step = lambda ids, cache: calls.append(tuple(ids.shape)) or step(ids, cache)
+    same = ids_of(1, 4).expand(3, -1)
+    out = sample.generate(mine, same, 6, temperature=0)
+    assert calls == [(1, 4)] + [(3, 1)] * 5
+    assert torch.equal(out, sample.generate(mine, same[:1], 6, temperature=0).expand(3, -1))
+    mixed = ids_of(3, 4)
+    out = sample.generate(mine, mixed, 12, temperature=0)
+    for r in range(3): assert torch.equal(out[r:r + 1], sample.generate(mine, mixed[r:r + 1], 12, temperature=0))
+    sampled = sample.generate(mine, same, 30, seed=1)
+    assert len({tuple(r) for r in sampled.tolist()}) == 3                  # copies of the cache, not one for all
+    assert torch.equal(sampled, sample.generate(mine, same, 30, seed=1)) and not torch.equal(sampled, sample.generate(mine, same, 30, seed=2))
+    assert torch.equal(sampled, sample.generate(mine, same, 30, seed=1, cache=False))
+
+
+def test_few_rows_is_a_linear_layer(monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, 'linear', lambda *a, real=torch.nn.functional.linear: calls.append(a[1].shape) or real(*a))
+    calls = []
+    torch.manual_seed(0)
+    for bias in (True, False):
+        layer = torch.nn.Linear(301, 443, bias=bias)                       # 443 is no multiple of the number of pieces
+        quick = sample.FewRows(301, 443, bias=bias)
+        quick.load_state_dict(layer.state_dict())
+        with torch.no_grad():
+            for shape in ((1, 1), (3, 1), (1, 4), (2, 3), ()):
+                x = torch.randn(*shape, 301)
+                calls.clear()
+                y = quick(x)
+                assert (443, 301) in calls if x.numel() > 4 * 301 else calls == [(1, 301)]
+                torch.testing.assert_close(y, layer(x), atol=1e-5, rtol=1e-5)
+    model = torch.nn.Sequential(layer)
+    for tokens in (sample.few_rows(model), sample.few_rows(model, False)):
+        with tokens: pass
+        assert type(layer) is torch.nn.Linear
+
+
+def test_state_of_the_model_comes_back():
+    mine = ours(theirs()).train()
+    before = torch.random.get_rng_state()
+    for _ in sample.stream(mine, ids_of(1, 3), 4):
+        assert mine.training and torch.is_grad_enabled()
+    assert mine.training and torch.equal(before, torch.random.get_rng_state())
+    assert all(type(m) is not sample.FewRows for m in mine.modules())
+
+
+def test_compiled_step_is_the_eager_one(monkeypatch):
+    """One graph without a break, for two prompts of different lengths."""
+    real = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f, **kw: real(f, backend='eager', fullgraph=kw['fullgraph'], dynamic=kw['dynamic']))
+    sample.compiled.cache_clear()
+    monkeypatch.setattr(sample.sys, 'stderr', io.StringIO())
+    mine = ours(theirs(limit=41))
+    for T in (4, 7):
+        for options in (dict(temperature=0), dict(seed=3, top_k=9, top_p=0.8, min_p=0.01, repetition_penalty=1.2)):
+            assert torch.equal(sample.generate(mine, ids_of(2, T), 9, compile=True, **options), sample.generate(mine, ids_of(2, T), 9, **options))
+    assert 'failed' not in sample.sys.stderr.getvalue()
+    def broken(f, **kw):
+        def call(*args): raise RuntimeError('no compiler')
+        return call
+    monkeypatch.setattr(torch, 'compile', broken)
+    sample.compiled.cache_clear()
+    assert torch.equal(sample.generate(mine, ids_of(2, 4), 9, compile=True, temperature=0), sample.generate(mine, ids_of(2, 4), 9, temperature=0))
+    assert 'no compiler' in sample.sys.stderr.getvalue()
+    sample.compiled.cache_clear()
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+@pytest.mark.parametrize('options', [
+    dict(temperature=0.7), dict(top_k=5), dict(top_k=500), dict(top_p=0.6), dict(top_p=1e-6), dict(min_p=0.2), dict(repetition_penalty=1.4),
+    dict(repetition_penalty=0.7), dict(temperature=1.6, top_k=20, top_p=0.7), dict(temperature=0.6, top_p=0.95, min_p=0.05),
+    dict(temperature=1.3, top_k=40, top_p=0.9, min_p=0.02, repetition_penalty=1.2)], ids=str)
+def test_distribution_equals_transformers(options):
+    logits, ids = 3 * torch.randn(4, V, generator=torch.Generator().manual_seed(1)), ids_of(4, 11)
+    processors, p = transformers.LogitsProcessorList(), transformers.generation.logits_process
+    if 'repetition_penalty' in options: processors.append(p.RepetitionPenaltyLogitsProcessor(options['repetition_penalty']))
+    for name, make in (('temperature', p.TemperatureLogitsWarper), ('top_k', p.TopKLogitsWarper), ('top_p', p.TopPLogitsWarper), ('min_p', p.MinPLogitsWarper)):
+        if name in options: processors.append(make(options[name]))
+    expected = processors(ids, logits.clone()).softmax(-1)
+    seen = torch.zeros(4, V, dtype=torch.bool).scatter_(1, ids, True)
+    left, tokens = sample.filtered(logits, seen, **options)
+    left = left.softmax(-1)
+    if tokens is not None: left = torch.zeros(4, V).scatter(1, tokens, left)
+    torch.testing.assert_close(left, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_options_reach_transformers_own_order():
+    """The order in which transformers puts its processors together, not only each of them."""
+    model = theirs()
+    config = transformers.GenerationConfig(do_sample=True, temperature=1.4, top_k=30, top_p=0.8, min_p=0.03, repetition_penalty=1.3)
+    chain = model._get_logits_processor(config, input_ids_seq_length=5, prefix_allowed_tokens_fn=None, logits_processor=[], device='cpu')
+    logits, ids = 3 * torch.randn(2, V, generator=torch.Generator().manual_seed(2)), ids_of(2, 5)
+    left, tokens = sample.filtered(logits, torch.zeros(2, V, dtype=torch.bool).scatter_(1, ids, True), temperature=1.4, top_k=30, top_p=0.8,
+                                   min_p=0.03, repetition_penalty=1.3)
+    torch.testing.assert_close(torch.zeros(2, V).scatter(1, tokens, left.softmax(-1)), chain(ids, logits.clone()).softmax(-1), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('options', [dict(), dict(temperature=1.5, top_k=7), dict(top_p=0.9)], ids=str)
+def test_samples_follow_the_distribution(options):
+    """20,000 first tokens of one prompt against the probabilities of transformers' model."""
+    model, ids, n = theirs(), ids_of(1, 6), 20000
+    with torch.no_grad(): logits = model(ids).logits[:, -1] / 3
+    mine = ours(model)
+    mine.head.weight = torch.nn.Parameter(mine.head.weight / 3)            # flatter: many tokens have a share
+    seen = sample.generate(mine, ids.expand(n, -1), 1, seed=11, **options)[:, -1]
+    left, tokens = sample.filtered(logits, **options)
+    p = left.softmax(-1)[0] if tokens is None else torch.zeros(V).scatter(0, tokens[0], left.softmax(-1)[0])
+    count = torch.bincount(seen, minlength=V).float()
+    assert (count[p == 0] == 0).all()
+    big = p * n > 5
+    chi2 = ((count - n * p)[big] ** 2 / (n * p)[big]).sum().item()
+    assert big.sum() > 6 and chi2 < big.sum() + 5 * math.sqrt(2 * big.sum())
+
+
+def test_only_ids_of_the_vocabulary(text_model):
+    model, tokenizer = text_model
+    wild = sample.generate(model, torch.zeros(4, 3, dtype=torch.long), 60, temperature=5.0)
+    assert wild[:, 3:].max() >= tokenizer.vocab_size                       # the model itself would
+    for options in (dict(temperature=5.0), dict(temperature=0), dict(top_k=300, repetition_penalty=1.1), dict(top_p=0.99, cache=False)):
+        out = sample.generate(model, torch.zeros(4, 3, dtype=torch.long), 60, vocab_size=tokenizer.vocab_size, **options)
+        assert out[:, 3:].max() < tokenizer.vocab_size
+
+
+def test_end_of_text():
+    mine, ids = ours(theirs()), ids_of(3, 4)
+    free = sample.generate(mine, ids, 40, seed=2)
+    eot = int(free[0, 9])
+    out = sample.generate(mine, ids, 40, seed=2, eot=eot)
+    for row, whole in zip(out[:, 4:].tolist(), free[:, 4:].tolist()):
+        at = whole.index(eot) if eot in whole else len(whole)
+        assert row == (whole[:at] + [eot] * 40)[:len(row)]
+    assert all(eot in r for r in free[:, 4:].tolist()) is False or out.size(1) < 44
+    one = sample.generate(mine, ids[:1], 40, temperature=0)
+    eot = int(one[0, 6])
+    assert sample.generate(mine, ids[:1], 40, temperature=0, eot=eot).tolist() == [one[0, :one[0, 4:].tolist().index(eot) + 5].tolist()]
+
+
+def test_any_model_with_the_protocol():
+    """A model of its own kind: its cache is a dict, its next token depends on the last two."""
+    class Pairs(torch.nn.Module):
+        class config: vocab_size, block_size = 11, 8
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.randn(11, 11, 11, generator=torch.Generator().manual_seed(0)))
+        def logits(self, ids):
+            before = torch.cat((torch.zeros_like(ids[:, :1]), ids[:, :-1]), dim=1)
+            return self.table[before, ids]
+        def cache(self, rows, length): return {'last': [torch.zeros(rows, dtype=torch.long)]}
+        def step(self, ids, cache):
+            both = torch.cat((cache['last'][0][:, None], ids), dim=1)
+            cache['last'][0].copy_(ids[:, -1])
+            return self.table[both[:, -2], both[:, -1]]
+    model, ids = Pairs(), torch.tensor([[1, 2], [1, 2], [1, 2]])
+    for options in (dict(temperature=0), dict(seed=4)):
+        assert torch.equal(sample.generate(model, ids, 6, **options), sample.generate(model, ids, 6, cache=False, **options))
+    del Pairs.step, Pairs.cache
+    assert sample.generate(model, ids, 6).shape == (3, 8)
+    with pytest.raises(ValueError, match='no ids'): next(sample.stream(model, ids[:, :0], 3))
+    with pytest.raises(ValueError, match='slide=9'): next(sample.stream(model, ids, 3, slide=9))
+
+# ---------------------------------------------------------------------------------------------------- text
+
+def test_text_that_is_shown_never_breaks():
+    tokenizer, text = bpe.byte(), 'aé€😀 stop sto'
+    ids, shown = tokenizer.encode(text), []
+    for n in range(len(ids) + 1): shown.append(sample.visible(tokenizer, [65], ids[:n], '', False)[0])
+    assert shown[:5] == ['', 'a', 'a', 'aé', 'aé'] and shown[-1] == text and all(b.startswith(a) for a, b in zip(shown, shown[1:]))
+    assert sample.visible(tokenizer, [], ids[:2], '', True) == ('a\ufffd', False)
+    assert sample.visible(tokenizer, [], [200, 97], '', False) == ('\ufffda', False)          # a byte that begins nothing
+    assert sample.visible(tokenizer, [], ids, 'stop', False) == ('aé€😀 ', True)
+    for n in range(len(ids)):
+        text_n, ended = sample.visible(tokenizer, [], ids[:n], 'stop', False)
+        assert 'aé€😀 '.startswith(text_n) or ended
+    assert sample.visible(tokenizer, [], tokenizer.encode('xx sto'), 'stop', False) == ('xx ', False)
+    assert sample.visible(tokenizer, [], tokenizer.encode('xx sto'), 'stop', True) == ('xx sto', False)
+
+
+def call(capsys, *argv):
+    result = sample.main(['--device=cpu', *argv])
+    return result, *capsys.readouterr()
+
+
+def test_command(run_folder, text_model, capsys, monkeypatch, tmp_path):
+    model, tokenizer = text_model
+    flags = f'--out_dir={run_folder}', '--max_new_tokens=20', '--ignore_eot'
+    result, out, err = call(capsys, *flags, '--prompt=héy', '--num_samples=3')
+    parts = out[:-1].split('\n---------------\n')
+    assert len(parts) == 3 and all(p.startswith('héy') for p in parts) and [p[3:] for p in parts] == result['texts'] and 'tokens/s' in err
+    assert call(capsys, *flags, '--prompt=héy', '--num_samples=3')[1] == out and call(capsys, *flags, '--prompt=héy', '--num_samples=3', '--seed=5')[1] != out
+    # greedy text, by hand
+    ids = torch.tensor([tokenizer.encode('ab')])
+    expected = tokenizer.decode(sample.generate(model, ids, 20, temperature=0, vocab_size=tokenizer.vocab_size, cache=False)[0, 2:].tolist())
+    for more in ([], ['--stream'], ['--cache=false'], ['--stream', '--cache', 'false']):
+        assert call(capsys, *flags, '--prompt=ab', '--temperature=0', *more)[:2] == (dict(prompt='ab', texts=[expected]), f'ab{expected}\n')
+    # prompts of all sorts
+    (tmp_path / 'p.txt').write_bytes('x\r\n€'.encode())
+    assert call(capsys, *flags, f'--prompt=FILE:{tmp_path}/p.txt')[0]['prompt'] == 'x\r\n€'
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('from a pipe\n'))
+    assert call(capsys, *flags, '--prompt', '-')[1].startswith('from a pipe\n')
+    seen = []
+    real = sample.stream
+    monkeypatch.setattr(sample, 'stream', lambda model, ids, *a, **kw: seen.append(ids.tolist()) or real(model, ids, *a, **kw))
+    call(capsys, *flags)
+    call(capsys, *flags, '--prompt=<|sep|>a')
+    assert seen == [[[tokenizer.eot]], [[tokenizer.special['<|sep|>'], 97]]]
+    assert 'the model sees the last 17' in call(capsys, *flags, '--prompt=' + 'x' * 30)[2]
+
+
+def test_stop_and_end(run_folder, text_model, capsys, monkeypatch):
+    tokenizer, flags = text_model[1], ('--prompt=a', f'--out_dir={run_folder}')
+    def fake(model, ids, n, **kw):                                         # says this, whatever the model thinks
+        for t in range(1, len(said) + 1):
+            yield torch.cat((ids, torch.tensor([said[:t]] * len(ids))), dim=1)
+    monkeypatch.setattr(sample, 'stream', fake)
+    said = [*tokenizer.encode('one\n\ntwo'), tokenizer.eot, *tokenizer.encode('three')]
+    for more in ([], ['--stream']):
+        assert call(capsys, *flags, *more)[1] == 'aone\n\ntwo\n'
+        assert call(capsys, *flags, '--stop=\\n\\n', *more)[1] == 'aone\n'
+        assert call(capsys, *flags, '--stop=two', *more)[1] == 'aone\n\n\n'
+        assert call(capsys, *flags, '--stop=twos', *more)[1] == 'aone\n\ntwo\n'
+        assert call(capsys, *flags, '--ignore_eot', *more)[1] == 'aone\n\ntwo<|endoftext|>three\n'
+
+
+def test_streaming_shows_text_as_it_comes(run_folder, text_model, monkeypatch):
+    model, tokenizer = text_model
+    made, shown = [0], []
+    real = sample.stream
+    def counted(*a, **kw):
+        for text in real(*a, **kw): made[0] += 1; yield text
+    monkeypatch.setattr(sample, 'stream', counted)
+    config = sample.Config(max_new_tokens=15, ignore_eot=True, seed=1)
+    texts, _ = sample.continuations(model, tokenizer, 'a', config, 1, 1, lambda piece: shown.append((made[0], piece)))
+    assert ''.join(p for _, p in shown) == texts[0] and [n for n, _ in shown][:15] == list(range(1, 16))
+
+
+def test_interactive(run_folder, monkeypatch, capsys):
+    lines = iter(['first', KeyboardInterrupt, 'second', 'third', EOFError])
+    def answer(prompt=''):
+        line = next(lines)
+        if isinstance(line, str): return line
+        raise line
+    monkeypatch.setattr('builtins.input', answer)
+    real, calls = sample.stream, []
+    def interrupted(*a, **kw):
+        calls.append(1)
+        for i, text in enumerate(real(*a, **kw)):
+            if len(calls) == 2 and i == 3: raise KeyboardInterrupt
+            yield text
+    monkeypatch.setattr(sample, 'stream', interrupted)
+    result, out, err = call(capsys, f'--out_dir={run_folder}', '--interactive', '--max_new_tokens=12')
+    assert len(result['texts']) == 2 and out.index('first') < out.index('second') < out.index('stopped') < out.index('third')
+    assert err.count('tokens/s') == 2
+
+
+def test_mistakes(run_folder, text_model, tmp_path, capsys, monkeypatch):
+    model, _ = text_model
+    ask = lambda *argv: sample.main(['--device=cpu', *argv])
+    for argv, message in (
+            (['--tempertaure=1'], 'unknown flag --tempertaure; did you mean --temperature'), (['prompt'], "unexpected argument 'prompt'"), (['--prompt'], '--prompt needs a value'),
+            (['--top_p=2'], '--top_p=2.0: expected 0 to 1'), (['--num_samples=x'], '--num_samples=x: expected a whole number'), (['--stream=maybe'], 'true or false'),
+            (['--dtype=int8'], 'expected one of auto'), (['--num_samples=0'], 'expected 1 or more'), ([f'--out_dir={tmp_path}/none'], 'python train.py'),
+            ([f'--out_dir={run_folder}', '--prompt=FILE:none.txt'], 'No such file'), ([f'--out_dir={run_folder}', '--slide=18'], 'block_size=17'),
+            ([f'--out_dir={run_folder}', '--eval=lm'], '--text=FILE'), ([f'--out_dir={run_folder}', '--eval=hellaswag'], 'expected lm or a .jsonl file'),
+            ([f'--out_dir={run_folder}', '--eval=lm', '--text=none.txt'], 'none.txt'), ([f'--out_dir={run_folder}', '--eval=lm', f'--text={__file__}', '--stride=18'], 'block_size=17')):
+        with pytest.raises((ValueError, OSError), match=message.replace('(', r'\(')) as e: ask(*argv)
+        assert '\n' not in str(e.value)
+    char = save(tmp_path / 'char', model, bpe.char(['abc']))
+    with pytest.raises(ValueError, match="'€'"): ask(f'--out_dir={char}', '--prompt=a€')
+    bare = save(tmp_path / 'bare', model, None)
+    with pytest.raises(ValueError, match='--tokenizer=FILE'): ask(f'--out_dir={bare}', '--prompt=a')
+    assert len(ask(f'--out_dir={bare}', '--prompt=a', '--tokenizer=byte', '--max_new_tokens=3')['texts']) == 1
+    monkeypatch.setattr(gpt, 'likelihood', False)
+    with pytest.raises(ValueError, match='gpt.py cannot tell the likelihood'): ask(f'--out_dir={run_folder}', '--eval=lm', f'--text={__file__}')
+
+
+def test_shell_and_a_copied_model_file(text_model, tmp_path):
+    """`cp gpt.py mine.py` is enough for sample.py too; statuses and one line of error as the shell sees them."""
+    shutil.copy(gpt.__file__, tmp_path / 'mine.py')
+    save(tmp_path / 'out' / 'gpt', *text_model, name='mine')
+    env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    def shell(*argv): return subprocess.run([sys.executable, os.path.join(ROOT, 'sample.py'), *argv], cwd=tmp_path, capture_output=True, text=True, env=env)
+    good = shell('--prompt=ab', '--max_new_tokens=5')
+    assert good.returncode == 0 and good.stdout.startswith('ab') and 'tokens/s' in good.stderr
+    for argv, status in ((['--promt=x'], 2), (['--out_dir=no'], 1)):
+        bad = shell(*argv)
+        assert bad.returncode == status and bad.stdout == '' and bad.stderr.startswith('sample.py: ') and bad.stderr.count('\n') == 1
+
+# ---------------------------------------------------------------------------------------------------- evaluation
+
+def logp(model, ids):
+    """Naive: log p of each id after those before, by transformers, one text at a time. -> list of len(ids) - 1"""
+    with torch.no_grad(): p = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+    return [p[t, i].item() for t, i in enumerate(ids[1:])], [int(p[t].argmax()) == i for t, i in enumerate(ids[1:])]
+
+
+@pytest.fixture(scope='module')
+def byte_pair():
+    """The same model twice: transformers' and ours, over bytes."""
+    torch.manual_seed(9)
+    tokenizer = bpe.byte()
+    config = transformers.GPT2Config(vocab_size=tokenizer.vocab_size, n_positions=23, n_embd=28, n_layer=2, n_head=4, initializer_range=0.2)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    return model, ours(model), tokenizer
+
+
+@pytest.mark.parametrize('stride', [0, 1, 7, 23])
+def test_lm_equals_transformers(byte_pair, tmp_path, capsys, stride):
+    model, mine, tokenizer = byte_pair
+    text = 'Ein Text, länger als ein Fenster: fünf hundert Meilen 🙂.\n' * 2
+    (tmp_path / 't.txt').write_text(text, encoding='utf-8')
+    folder = save(tmp_path / 'run', mine, tokenizer)
+    ids, step, total, at = [tokenizer.eot] + tokenizer.encode(text), stride or 11, 0.0, 0
+    for end in [*range(23, len(ids) - 1, step), len(ids) - 1]:             # loss of transformers, with the labels of seen tokens masked
+        window = torch.tensor([ids[max(0, end - 23):end + 1]])
+        labels = window.clone()
+        labels[:, :-(end - at)] = -100
+        with torch.no_grad(): total += model(window[:, :-1]).logits[0].log_softmax(-1)[torch.arange(window.size(1) - 1), window[0, 1:]][labels[0, 1:] >= 0].sum().item()
+        at = end
+    results = [call(capsys, f'--init_from={folder}', '--eval=lm', f'--text={tmp_path}/t.txt', f'--batch_size={b}', f'--stride={stride}')[0] for b in (1, 5)]
+    for r in results:
+        assert r['tokens'] == len(ids) - 1 == r['bytes'] == len(text.encode())
+        assert r['loss'] == pytest.approx(-total / r['tokens'], abs=1e-4) and r['perplexity'] == pytest.approx(math.exp(r['loss']), rel=1e-6)
+        assert r['bits_per_byte'] == pytest.approx(-total / math.log(2) / len(text.encode()), abs=1e-4)
+
+
+def test_lm_of_a_short_text_is_transformers_loss(byte_pair, tmp_path, capsys):
+    model, mine, tokenizer = byte_pair
+    (tmp_path / 't.txt').write_text('short text')
+    ids = torch.tensor([[tokenizer.eot] + tokenizer.encode('short text')])
+    with torch.no_grad(): expected = model(ids, labels=ids).loss.item()
+    folder = save(tmp_path / 'run', mine, tokenizer)
+    assert call(capsys, f'--init_from={folder}', '--eval=lm', f'--text={tmp_path}/t.txt')[0]['loss'] == pytest.approx(expected, abs=1e-5)
+    (tmp_path / 'e.txt').write_text('')
+    with pytest.raises(ValueError, match='e.txt'): sample.main([f'--init_from={folder}', '--eval=lm', f'--text={tmp_path}/e.txt'])
+
+
+def test_items_equal_naive_scores(byte_pair, tmp_path, capsys):
+    model, mine, tokenizer = byte_pair
+    rng = np.random.default_rng(0)
+    word = lambda n: ''.join(chr(c) for c in rng.integers(97, 123, n))
+    items = [dict(query=word(rng.integers(1, 16)), choices=[word(rng.integers(1, 9)) for _ in range(rng.integers(2, 5))], gold=0) for _ in range(40)]
+    items += [dict(query='', choices=['ab', 'cd e'], gold=1), dict(query='ends ', choices=[' x', 'yy'], gold=0), dict(query='long' * 7, choices=['one', 'two2'], gold=1)]
+    lasts = [dict(context=word(rng.integers(1, 16)), continuation=word(1 + i % 2)) for i in range(30)]
+    def naive(before, after):                                              # bytes: ids of a text are those of its parts
+        after = after if not before or before[-1] == ' ' or after[0] == ' ' else ' ' + after
+        white = len(before) - len(before.rstrip())
+        after, before = before[len(before) - white:] + after, before[:len(before) - white]
+        tail = tokenizer.encode(after)
+        ids = ([] if before else [tokenizer.eot]) + tokenizer.encode(before) + tail
+        p, best = logp(model, ids[-24:])
+        return sum(p[-len(tail):]), all(best[-len(tail):])
+    for item in lasts[::3]:                                                # some that are right
+        ids = torch.tensor([tokenizer.encode(item['context'] + ' ')])
+        with torch.no_grad(): item['continuation'] = tokenizer.decode([int(model(ids).logits[0, -1, 33:127].argmax()) + 33])
+    plain = norm = 0
+    for item in items:
+        p = [naive(item['query'], c)[0] for c in item['choices']]
+        item['gold'] = int(rng.integers(len(p))) if rng.random() < 0.5 else int(np.argmax(p))
+        plain += np.argmax(p) == item['gold']
+        norm += np.argmax([x / len(c.strip()) for x, c in zip(p, item['choices'])]) == item['gold']
+    words = [naive(i['context'], i['continuation']) for i in lasts]
+    path = tmp_path / 'items.jsonl'
+    path.write_text('\n'.join(map(json.dumps, items + lasts)) + '\n\n')
+    folder, results = save(tmp_path / 'run', mine, tokenizer), []
+    for size in (1, 3, 64): results.append(call(capsys, f'--init_from={folder}', f'--eval={path}', f'--batch_size={size}')[0])
+    for r in results:
+        assert (r['items'], r['words']) == (43, 30)
+        assert r['accuracy'] == pytest.approx(plain / 43) and r['accuracy_norm'] == pytest.approx(norm / 43) and plain != norm
+        assert r['word_accuracy'] == pytest.approx(np.mean([b for _, b in words]))
+        assert r['word_perplexity'] == pytest.approx(math.exp(-np.mean([p for p, _ in words])), rel=1e-3)
+
+
+def test_scores_do_not_depend_on_the_batch(byte_pair):
+    model, mine, _ = byte_pair
+    rng = np.random.default_rng(1)
+    rows = []
+    for n in (2, 24, 9, 3, 17):
+        ids = rng.integers(0, 256, n)
+        rows.append((ids, int(rng.integers(1, n))))
+    expected = [sum(logp(model, ids.tolist())[0][-n:]) for ids, n in rows]
+    for size in (1, 2, 5):
+        assert [p for p, _ in sample.score(mine, rows, size)] == pytest.approx(expected, abs=1e-3)
+    assert not mine.training
+
+
+def test_boundary_inside_a_token():
+    """Where a merge crosses from query to choice, the scored part begins with the merged token."""
+    tokenizer = bpe.train(['abab abab abab '] * 50, 256 + 105 + 4)
+    ids, n = sample.scored_row(tokenizer, 'ab a', 'bab', '', 64)
+    assert ids == tokenizer.encode('ab abab') and 1 <= n < len(ids) and tokenizer.decode(ids[-n:]).endswith('bab')
+    ids, n = sample.scored_row(tokenizer, 'x y', 'z', ' ', 64)
+    assert tokenizer.decode(ids) == 'x y z' and tokenizer.decode(ids[-n:]) == ' z'
+
+
+@pytest.mark.parametrize('line,message', [
+    ('{"query": "a"', 'not JSON'), ('[1]', 'a list'), ('{"query": "a"}', 'has query'), ('{"query": "a", "choices": "bc", "gold": 0}', 'no list of texts'),
+    ('{"query": "a", "choices": ["b", "c"], "gold": 2}', '"gold" is 2 with 2 choices'), ('{"query": "a", "choices": ["b", "c"], "gold": "b"}', "\"gold\" is 'b'"),
+    ('{"context": "a", "continuation": ""}', 'expected {"query"'), ('{"query": "a", "choices": ["b", "' + 'c' * 30 + '"], "gold": 0}', 'model sees 23')])
+def test_malformed_items(byte_pair, tmp_path, line, message):
+    _, mine, tokenizer = byte_pair
+    path, folder = tmp_path / 'bad.jsonl', save(tmp_path / 'run', mine, tokenizer)
+    path.write_text('{"query": "a", "choices": ["b", "c"], "gold": 1}\n\n' + line + '\n')
+    with pytest.raises(ValueError, match='bad.jsonl line 3: ') as e: sample.main([f'--init_from={folder}', f'--eval={path}', '--device=cpu'])
+    assert message in str(e.value) and '\n' not in str(e.value)
