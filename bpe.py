@@ -696,18 +696,21 @@ def precompiled(blob, longest):
     table = {}
     if blob:
         size, = struct.unpack_from('<I', blob)
-        unit, text = np.frombuffer(blob, '<u4', size // 4, 4), blob[4 + size:]
-        label, keys = np.arange(1, 256), [b'']
-        base = (unit[:1] >> 10) << ((unit[:1] & 512) >> 6)
-        while len(base):  # breadth first: all nodes of a depth at once
-            node = base[:, None].astype(np.int64) ^ label
-            u = unit[np.minimum(node, len(unit) - 1)]
-            row, col = np.nonzero((u & 0x800000ff == label) & (node < len(unit)))
-            u, node, keys = u[row, col], node[row, col], [keys[r] + bytes([c + 1]) for r, c in zip(row, col)]
-            base = node ^ (u >> 10).astype(np.int64) << ((u & 512) >> 6)
-            for i in np.flatnonzero(u >> 8 & 1):
-                at = int(unit[base[i]]) & 0x7fffffff
-                table[keys[i].decode()] = text[at:text.index(b'\0', at)].decode()
+        units, text, children = struct.unpack_from(f'<{size // 4}I', blob, 4), blob[4 + size:], {}
+        for at, u in enumerate(units):  # a child with label c lies at (its parent's base) ^ c
+            if u >> 31 == 0 and u & 255:
+                children.setdefault(at ^ u & 255, []).append(at)
+        todo, steps = [((units[0] >> 10) << ((units[0] & 512) >> 6), b'')], 0
+        while todo:
+            base, key = todo.pop()
+            for at in children.get(base, ()):
+                u, steps = units[at], steps + 1
+                todo.append((at ^ (u >> 10) << ((u & 512) >> 6), key + bytes([u & 255])))
+                if u >> 8 & 1:
+                    start = units[todo[-1][0]] & 0x7fffffff
+                    table[todo[-1][1].decode()] = text[start:text.index(b'\0', start)].decode()
+            if steps > 64 * len(units):  # (tails are shared, so some units are met several times)
+                raise ValueError('damaged: its table of replacements goes in circles')
     single, most = {ord(k): v for k, v in table.items() if len(k) == 1}, max(map(len, table), default=1)
 
     def grapheme(g):
@@ -732,24 +735,13 @@ def precompiled(blob, longest):
     return run
 
 
-def isolate(text, find, behavior='Isolated', invert=False):
-    """Pieces of text: matches of `find` and what lies between, kept, removed or joined with a neighbour."""
+def isolate(text, find):
+    """The matches of `find` and the stretches between them, in order."""
     pieces, at = [], 0
     for m in find.finditer(text):
-        pieces += [(text[at:m.start()], invert), (m[0], not invert)]
+        pieces += [text[at:m.start()], m[0]]
         at = m.end()
-    pieces = [(p, hit) for p, hit in [*pieces, (text[at:], invert)] if p]
-    if behavior in ('Removed', 'Isolated'):
-        return [p for p, hit in pieces if not hit or behavior == 'Isolated']
-    out, forward = [], behavior == 'MergedWithNext'
-    last = None  # whether the piece before, in the direction of joining, was a match
-    for p, hit in reversed(pieces) if forward else pieces:
-        if out and (hit == last if behavior == 'Contiguous' else hit and not last):
-            out[-1] = p + out[-1] if forward else out[-1] + p
-        else:
-            out.append(p)
-        last = hit
-    return out[::-1] if forward else out
+    return [p for p in [*pieces, text[at:]] if p]
 
 
 def splitter(spec):
@@ -778,18 +770,15 @@ def splitter(spec):
             add = (scheme == 'always' or scheme == 'first' and first) and not text.startswith(mark)
             return find.findall(mark * add + text)
         return metaspace
-    if kind == 'Split':
-        find, behavior, invert = expression(spec['pattern']), spec['behavior'], spec.get('invert', False)
-        return lambda text, first: isolate(text, find, behavior, invert)
+    if kind == 'Split' and spec['behavior'] == 'Isolated':
+        find = expression(spec['pattern'])
+        return lambda text, first: isolate(text, find)
     simple = {'BertPreTokenizer': rf'[{BERT_PUNCTUATION}]|[^\s{BERT_PUNCTUATION}]+', 'WhitespaceSplit': r'\S+',
-              'Whitespace': r'\w+|[^\w\s]+', 'Digits': r'\p{N}|\P{N}+' if (spec or {}).get('individual_digits') else r'\p{N}+|\P{N}+'}
+              'Digits': r'\p{N}|\P{N}+' if (spec or {}).get('individual_digits') else r'\p{N}+|\P{N}+'}
     if kind in simple:
         find = regex.compile(simple[kind])
         return lambda text, first: find.findall(text)
-    if kind == 'Punctuation':
-        find = regex.compile(f'[{BERT_PUNCTUATION}]')
-        return lambda text, first: isolate(text, find, spec.get('behavior', 'Isolated'))
-    raise ValueError(f'its pre_tokenizer {kind} is not supported')
+    raise ValueError(f'its pre_tokenizer {kind} {spec.get("behavior", "")} is not supported')
 
 
 def only_pattern(spec):
@@ -927,9 +916,6 @@ class Pipeline(Tokenizer):
             self.model = unigram_model(model, special)
         elif kind == 'WordPiece':
             self.model = wordpiece_model(model)
-        elif kind == 'WordLevel':
-            unk = model['vocab'].get(model.get('unk_token'))
-            self.model = lambda word: [i for i in [model['vocab'].get(word, unk)] if i is not None]
         else:
             raise ValueError(f'its model {kind} is not supported')
         self.cached = kind != 'BPE' or not pattern and bool(pre)
@@ -946,7 +932,7 @@ class Pipeline(Tokenizer):
             elif re.fullmatch('<0x[0-9A-F]{2}>', t) and model.get('byte_fallback'):
                 table[i] = bytes([int(t[3:5], 16)])
             else:
-                table[i] = t.replace('▁', ' ').encode() if kind != 'WordLevel' else t.encode()
+                table[i] = t.replace('▁', ' ').encode()
         text = json.dumps([spec.get('decoder'), spec.get('normalizer'), pre])
         self.drops = kind == 'WordPiece' or not level and ('"prepend"' in text or '"Metaspace"' in text and '"never"' not in text)
         return table
@@ -1192,7 +1178,8 @@ def from_sentencepiece(data, name):
     if rules.get(4, 1):  # spaces at the ends go, several become one
         steps += [{'type': 'Replace', 'pattern': {'Regex': r'^ +| +$'}, 'content': ''},
                   {'type': 'Replace', 'pattern': {'Regex': ' {2,}'}, 'content': ' '}]
-    steps += [{'type': 'Prepend', 'prepend': '▁', 'first': trainer.get(3, 1) == 2}] if rules.get(3, 1) else []
+    prefix = [{'type': 'Prepend', 'prepend': ' ', 'first': trainer.get(3, 1) == 2}] if rules.get(3, 1) else []
+    steps = steps + prefix if rules.get(4, 1) else prefix + steps
     steps += [{'type': 'Replace', 'pattern': {'String': ' '}, 'content': '▁'}]
     unk = next(i for i, p in enumerate(pieces) if p[2] == unknown)
     pre = None
