@@ -114,7 +114,7 @@ def prefill(model, ids, length, cache=None):
     fresh = model.cache(len(rows), length)
     logits = model.step(rows, fresh).expand(len(ids), -1)
     if cache is None and len(rows) == len(ids): return logits, fresh
-    cache = cache or model.cache(len(ids), length)
+    if cache is None: cache = model.cache(len(ids), length)
     for old, new in zip(tensors(cache), tensors(fresh)): old.copy_(new)    # one row becomes all
     return logits, cache
 
@@ -160,7 +160,7 @@ def stream(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_
     rng.seed() if seed is None else rng.manual_seed(seed)
     noise = torch.empty(B, top_k if 0 < top_k < V else V, device=device) if temperature else None
     seen = None if repetition_penalty == 1 else torch.zeros(B, V + 1, dtype=torch.bool, device=device).scatter_(
-        1, text[:, :T].clamp(max=V), True)[:, :V]
+        1, text[:, :T].clamp(max=V), True)[:, :V].contiguous()
     length = T + max_new_tokens
     if compile: length = -(-length // 256) * 256                           # few shapes: few compilations
     length, cache, kept = min(limit, length), cache and hasattr(model, 'step'), None
@@ -171,7 +171,7 @@ def stream(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_
             if full: start += slide
             if training: model.eval()                                      # each time: it may be trained between two yields
             if noise is not None: noise.exponential_(generator=rng)
-            if cache and kept and not full:
+            if kept is not None and not full:
                 args = model, token, kept, noise, seen, V, options
                 try: token.copy_(fast(*args))
                 except Exception as e:
@@ -184,7 +184,7 @@ def stream(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_
                 else: logits = model.logits(text[:, start:end])[:, -1]
                 token.copy_(pick(logits[:, :V], noise, seen, **options))
                 if seen is not None: seen.scatter_(1, token, True)
-                if compile and kept and end == T:                          # written in place: CUDA graphs must know
+                if compile and kept is not None and end == T:                          # written in place: CUDA graphs must know
                     for t in tensors([token, noise, seen, kept]): torch._dynamo.mark_static_address(t, guard=False)
             if training: model.train()
             text[:, end] = token[:, 0]
@@ -239,8 +239,7 @@ def continuations(model, tokenizer, prompt, config, rows, seed, show=None):
         print(f'the prompt has {len(ids)} tokens; the model sees the last {model.config.block_size} (block_size)', file=sys.stderr)
     device, stop = next(model.parameters()).device, config.stop.replace(r'\n', '\n').replace(r'\t', '\t')
     eot = None if config.ignore_eot else tokenizer.eot
-    names = 'temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'cache', 'slide'
-    options = {n: getattr(config, n) for n in names}
+    options = {n: getattr(config, n) for n in ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'cache', 'slide')}
     new, texts, ended = [[] for _ in range(rows)], [''] * rows, [False] * rows
     def take(columns, final):
         for r, more in enumerate(columns):
@@ -251,34 +250,39 @@ def continuations(model, tokenizer, prompt, config, rows, seed, show=None):
             text, stopped = visible(tokenizer, ids[-8:], new[r], stop, final or ended[r])
             if r == 0 and show: show(text[len(texts[0]):])
             texts[r], ended[r] = text, ended[r] or stopped
-    at, last, every, began, first = len(ids), len(ids), 1 if show or device.type == 'cpu' else 16, time.perf_counter(), 0.0
+    at, every, began, first = len(ids), 1 if show or device.type == 'cpu' else 16, time.perf_counter(), 0.0
     for text in stream(model, torch.tensor([ids] * rows), config.max_new_tokens, seed=seed, vocab_size=tokenizer.vocab_size,
                        compile=config.compile == 'true' or config.compile == 'auto' and device.type == 'cuda', **options):
-        last = text.size(1)
-        if last - at < every and at > len(ids): continue                   # reading the tokens waits for the device
+        if text.size(1) - at < every and at > len(ids): continue           # reading the tokens waits for the device
         take(text[:, at:].tolist(), False)
-        at, first = last, first or time.perf_counter() - began
+        at, first = text.size(1), first or time.perf_counter() - began
         if all(ended): break
-    take(text[:, at:].tolist() if last > at else [[]] * rows, True)
-    n, seconds = last - len(ids), time.perf_counter() - began
+    take(text[:, at:].tolist(), True)
+    n, seconds = text.size(1) - len(ids), time.perf_counter() - began
     return texts, (f'{rows} x {n} tokens in {seconds:.2f} s, {rows * n / seconds:.1f} tokens/s; after a prompt of {len(ids)} tokens '
                    f'the first one came in {first:.2f} s')
 
 
 def complete(model, tokenizer, config):
-    """Prints the prompt with each of its continuations, a line of dashes between. -> {'texts', 'prompt'}"""
-    prompt, texts = read_prompt(config.prompt), []
-    if config.stream:
-        for i in range(config.num_samples):
-            print(('\n---------------\n' if i else '') + prompt, end='', flush=True)
-            more, speed = continuations(model, tokenizer, prompt, config, 1, config.seed + i, lambda s: print(s, end='', flush=True))
-            texts += more
-        print()
-    else:
+    """Prints the prompt with each of its continuations, a line of dashes between. -> {'prompt', 'texts'}"""
+    prompt, line, texts = read_prompt(config.prompt), '\n---------------\n', []
+    if not config.stream:
         texts, speed = continuations(model, tokenizer, prompt, config, config.num_samples, config.seed)
-        print('\n---------------\n'.join(prompt + text for text in texts), flush=True)
-    print(speed, file=sys.stderr)
+        print(line.join(prompt + text for text in texts), flush=True)
+        print(speed, file=sys.stderr)
+    while len(texts) < config.num_samples:
+        texts += speak(model, tokenizer, prompt, config, config.seed + len(texts))
+        if len(texts) < config.num_samples: print(line[1:], end='')
     return dict(prompt=prompt, texts=texts)
+
+
+def speak(model, tokenizer, prompt, config, seed):
+    """One sample, shown as it is made."""
+    print(prompt, end='', flush=True)
+    texts, speed = continuations(model, tokenizer, prompt, config, 1, seed, lambda piece: print(piece, end='', flush=True))
+    print(flush=True)
+    print(speed, file=sys.stderr)
+    return texts
 
 
 def converse(model, tokenizer, config):
@@ -290,11 +294,7 @@ def converse(model, tokenizer, config):
         try: prompt = input(ask)
         except EOFError: break
         except KeyboardInterrupt: print(); continue
-        try:
-            print(prompt, end='', flush=True)
-            more, speed = continuations(model, tokenizer, prompt, config, 1, config.seed + len(texts), lambda s: print(s, end='', flush=True))
-            texts += more
-            print(flush=True); print(speed, file=sys.stderr)
+        try: texts += speak(model, tokenizer, prompt, config, config.seed + len(texts))
         except KeyboardInterrupt: print(' ... stopped', flush=True)
         except ValueError as e: print(f'\n{e}', file=sys.stderr)           # such as a character unknown to the vocabulary
     if ask: print()
@@ -361,18 +361,18 @@ def read_items(path):
     expected = '{"query": text, "choices": [text, ...], "gold": number of the right one, from 0} or {"context": text, "continuation": text}'
     try: lines = open(path, 'rb').read().splitlines()
     except OSError as e: raise ValueError(f'--eval={path}: {e.strerror}; expected lm or a .jsonl file') from None
+    full = lambda x: isinstance(x, str) and x.strip()
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
-        try: item = json.loads(line)
-        except ValueError as e: raise ValueError(f'{path} line {number}: not JSON ({str(e)[:80]}); expected {expected}') from None
-        text = lambda *names: all(isinstance(item.get(n), str) for n in names)
+        try: item, wrong = json.loads(line), ''
+        except ValueError as e: item, wrong = {}, f'not JSON ({str(e)[:80]})'
         if not isinstance(item, dict): wrong = f'a {type(item).__name__}'
         elif 'choices' in item:
             choices, gold = item['choices'], item.get('gold')
-            good = text('query') and isinstance(choices, list) and choices and all(isinstance(c, str) and c.strip() for c in choices)
-            wrong = '' if good and type(gold) is int and 0 <= gold < len(choices) else (
-                f'"gold" is {gold!r} with {len(choices)} choices' if good else '"query" is no text, or "choices" no list of texts')
-        else: wrong = '' if text('context', 'continuation') and item['continuation'].strip() else f'has {", ".join(item) or "nothing"}'
+            if not (isinstance(item.get('query'), str) and isinstance(choices, list) and choices and all(map(full, choices))):
+                wrong = '"query" is no text, or "choices" no list of texts'
+            elif type(gold) is not int or not 0 <= gold < len(choices): wrong = f'"gold" is {gold!r} with {len(choices)} choices'
+        elif not isinstance(item.get('context'), str) or not full(item.get('continuation')): wrong = wrong or f'has {", ".join(item) or "nothing"}'
         if wrong: raise ValueError(f'{path} line {number}: {wrong}; expected {expected}')
         yield number, item
 
@@ -471,6 +471,8 @@ def run(config):
     model, tokenizer = train.load_model(path)
     if config.tokenizer: tokenizer = bpe.load(config.tokenizer)
     if tokenizer is None: raise ValueError(f'{path} has no tokenizer: give one with --tokenizer=FILE (or a name, such as gpt2)')
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(f'{path} has {model.config.vocab_size} token ids, the vocabulary {tokenizer.name} {tokenizer.vocab_size}: it is not the one of this model')
     _, can, use, words = next((u for u in uses if getattr(config, u[0])), uses[-1])
     if not can(model, sys.modules[type(model).__module__]): raise ValueError(f'{path}: {type(model).__module__}.py cannot {words}')
     dtype = dtypes.get(config.dtype) or (torch.bfloat16 if device.type == 'cuda' and torch.cuda.is_bf16_supported() and use is not evaluate else torch.float32)

@@ -157,7 +157,7 @@ def test_compiled_step_is_the_eager_one(monkeypatch):
 # ---------------------------------------------------------------------------------------------------- sampling
 
 @pytest.mark.parametrize('options', [
-    dict(temperature=0.7), dict(top_k=5), dict(top_k=500), dict(top_p=0.6), dict(top_p=1e-6), dict(min_p=0.2), dict(repetition_penalty=1.4),
+    dict(temperature=0.7), dict(top_k=5), dict(top_k=500), dict(top_p=0.6), dict(top_p=0.0), dict(min_p=0.2), dict(repetition_penalty=1.4),
     dict(repetition_penalty=0.7), dict(temperature=1.6, top_k=20, top_p=0.7), dict(temperature=0.6, top_p=0.95, min_p=0.05),
     dict(temperature=1.3, top_k=40, top_p=0.9, min_p=0.02, repetition_penalty=1.2)], ids=str)
 def test_distribution_equals_transformers(options):
@@ -223,6 +223,13 @@ def test_end_of_text():
     one = sample.generate(mine, ids[:1], 40, temperature=0)
     eot = int(one[0, 6])
     assert sample.generate(mine, ids[:1], 40, temperature=0, eot=eot).tolist() == [one[0, :one[0, 4:].tolist().index(eot) + 5].tolist()]
+
+
+def test_tokens_made_before_the_end_was_seen_are_cut_off(monkeypatch):
+    """A GPU is asked every 16 tokens only."""
+    made = torch.tensor([[1, 5, 6, 9, 7, 7], [2, 9, 8, 8, 8, 9]])          # after one token of prompt; 9 is the end
+    monkeypatch.setattr(sample, 'stream', lambda *a, **kw: iter([made]))
+    assert sample.generate(ours(theirs()), made[:, :1], 5, eot=9).tolist() == [[1, 5, 6, 9], [2, 9, 9, 9]]
 
 
 def test_any_model_with_the_protocol():
@@ -300,11 +307,12 @@ def test_stop_and_end(run_folder, text_model, capsys, monkeypatch):
     tokenizer, flags = text_model[1], ('--prompt=a', f'--out_dir={run_folder}')
     def fake(model, ids, n, **kw):                                         # says this, whatever the model thinks
         for t in range(1, len(said) + 1):
+            asked.append(t)
             yield torch.cat((ids, torch.tensor([said[:t]] * len(ids))), dim=1)
     monkeypatch.setattr(sample, 'stream', fake)
-    said = [*tokenizer.encode('one\n\ntwo'), tokenizer.eot, *tokenizer.encode('three')]
+    asked, said = [], [*tokenizer.encode('one\n\ntwo'), tokenizer.eot, *tokenizer.encode('three')]
     for more in ([], ['--stream']):
-        assert call(capsys, *flags, *more)[1] == 'aone\n\ntwo\n'
+        assert call(capsys, *flags, *more)[1] == 'aone\n\ntwo\n' and asked[-1] == 9
         assert call(capsys, *flags, '--stop=\\n\\n', *more)[1] == 'aone\n'
         assert call(capsys, *flags, '--stop=two', *more)[1] == 'aone\n\n\n'
         assert call(capsys, *flags, '--stop=twos', *more)[1] == 'aone\n\ntwo\n'
@@ -359,6 +367,8 @@ def test_mistakes(run_folder, text_model, tmp_path, capsys, monkeypatch):
     bare = save(tmp_path / 'bare', model, None)
     with pytest.raises(ValueError, match='--tokenizer=FILE'): ask(f'--out_dir={bare}', '--prompt=a')
     assert len(ask(f'--out_dir={bare}', '--prompt=a', '--tokenizer=byte', '--max_new_tokens=3')['texts']) == 1
+    bpe.char([''.join(map(chr, range(400, 900)))]).save(str(tmp_path / 'large.json'))
+    with pytest.raises(ValueError, match='not the one of this model'): ask(f'--out_dir={run_folder}', f'--tokenizer={tmp_path}/large.json')
     monkeypatch.setattr(gpt, 'likelihood', False)
     with pytest.raises(ValueError, match='gpt.py cannot tell the likelihood'): ask(f'--out_dir={run_folder}', '--eval=lm', f'--text={__file__}')
 
@@ -480,6 +490,13 @@ def test_boundary_inside_a_token():
     assert ids == tokenizer.encode('ab abab') and 1 <= n < len(ids) and tokenizer.decode(ids[-n:]).endswith('bab')
     ids, n = sample.scored_row(tokenizer, 'x y', 'z', ' ', 64)
     assert tokenizer.decode(ids) == 'x y z' and tokenizer.decode(ids[-n:]) == ' z'
+    ids, n = sample.scored_row(bpe.byte(), 'ab  ', 'cd', ' ', 64)          # white space belongs to what is scored
+    assert bytes(ids) == b'ab  cd' and n == 4
+    ids, n = sample.scored_row(bpe.byte(), 'abcdefgh', 'ij', ' ', 5)       # five are seen, and the last one is a target
+    assert bytes(ids) == b'fgh ij' and n == 3
+    assert bytes(sample.scored_row(bpe.byte(), 'ab', ' cd', ' ', 64)[0]) == b'ab cd'
+    ids, n = sample.scored_row(bpe.byte(), '', 'ij', ' ', 64)
+    assert ids == [bpe.byte().eot, *b'ij'] and n == 2
 
 
 @pytest.mark.parametrize('line,message', [
