@@ -68,7 +68,7 @@ class Config:
     objective: str = 'next'      # next | prefix: a random prefix is read both ways, the loss is on the rest
     n_predict: int = 1           # tokens predicted at each place: 1 plain, 4 as in Gloeckle et al.
     # speed and memory
-    loss_chunk: int = 0          # tokens whose logits are held at once; 0: all, but 512 on a CPU if they are many
+    loss_chunk: int = 0          # tokens whose logits are held at once; the rest is computed again backward. 0: all
     checkpoint_activations: bool = False  # keep only the input of each block and compute the rest again backward
     residual_autocast: bool = False  # under autocast keep the residual stream in bf16 too: faster, slightly less exact
 
@@ -118,7 +118,7 @@ _7b = dict(_llama, vocab_size=32000, n_layer=32, n_head=32, n_embd=4096, n_hidde
 _modern = dict(positions='rotary', norm='rmsnorm', qk_norm=True, activation='relu2', bias=False)
 
 presets = {
-    'small': dict(_modern, vocab_size=8192, block_size=256, n_layer=4, n_head=4, n_embd=256),
+    'small': dict(_modern, vocab_size=8192, block_size=256, n_layer=4, n_head=2, n_embd=128),
     'speedrun-cpu': dict(_modern, block_size=128, n_layer=4, n_head=4, n_embd=128),
     'speedrun-gpt2': dict(_modern, n_head=6, residual_autocast=True),
     'gpt1': dict(vocab_size=40478, block_size=512, post_norm=True, dropout=0.1),
@@ -153,8 +153,8 @@ presets = {
 recipe = dict(preset='small', vocab_multiple=128)
 
 recipes = {
-    'small': dict(optimizer='muon', learning_rate=3e-3, min_lr=0.0, muon_lr=0.02, batch_size=8, max_iters=300,
-                  warmup_iters=10, lr_schedule='linear', eval_interval=100, eval_iters=20),
+    'small': dict(optimizer='muon', learning_rate=1e-2, min_lr=0.0, muon_lr=0.03, batch_size=8, max_iters=700,
+                  warmup_iters=10, lr_schedule='linear', eval_interval=100, eval_iters=64),
     'speedrun-cpu': dict(optimizer='muon', learning_rate=3e-3, min_lr=0.0, muon_lr=0.02, batch_size=16, max_iters=500,
                          warmup_iters=10, lr_schedule='linear', eval_interval=50, eval_iters=20),
     'speedrun-gpt2': dict(optimizer='muon', learning_rate=3e-3, min_lr=0.0, muon_lr=0.02, batch_size=512,
@@ -404,9 +404,7 @@ class Model(nn.Module):
     def head_loss(self, block, x, turn, mask, targets):
         x, targets = self.norm(self.run(block, x, turn, mask)).flatten(0, 1), targets.flatten().clamp(min=-1)
         c, N = self.config, len(x)
-        # memory fresh from the system costs a CPU more than computing 16 MB of logits twice
-        many = x.device.type == 'cpu' and N * c.rows > 2 ** 23 and not torch.compiler.is_compiling()
-        chunk = c.loss_chunk or (512 if many else N)
+        chunk = c.loss_chunk or N
         if chunk >= N: return self.nll(x, targets)
         pieces = zip(x.split(chunk), targets.split(chunk))
         return sum(checkpoint(self.nll, *piece, use_reentrant=False) for piece in pieces)
@@ -483,7 +481,8 @@ def show(model, tokenizer, ids, n_prompt=24, n_new=72, temperature=0.8):
 
 _gpt2_names = {
     'tokens': 'wte', 'positions': 'wpe', 'norm': 'ln_f', 'head': 'lm_head', 'blocks': 'h',
-    'norm_1': 'ln_1', 'norm_2': 'ln_2', 'attention.qkv': 'attn.c_attn', 'attention.out': 'attn.c_proj', 'mlp.up': 'mlp.c_fc', 'mlp.down': 'mlp.c_proj'}
+    'norm_1': 'ln_1', 'norm_2': 'ln_2', 'attention.qkv': 'attn.c_attn', 'attention.out': 'attn.c_proj',
+    'mlp.up': 'mlp.c_fc', 'mlp.down': 'mlp.c_proj'}
 _neox_names = {
     'tokens': 'embed_in', 'norm': 'final_layer_norm', 'head': 'embed_out', 'blocks': 'layers',
     'norm_1': 'input_layernorm', 'norm_2': 'post_attention_layernorm', 'attention.qkv': 'attention.query_key_value',
@@ -585,7 +584,8 @@ def from_hf(hf_config, weights):
         if missing := [n for n in theirs if n not in weights]:
             raise ValueError(f'the weights lack {prefix}{missing[0]}, which a {kind} of this config.json has')
         state[name] = w = _relayout(kind, name, torch.cat([weights[n] for n in theirs]), config).contiguous()
-        if w.shape != shape: raise ValueError(f'{prefix}{theirs[0]} is {tuple(w.shape)}, config.json says {tuple(shape)}')
+        if w.shape != shape:
+            raise ValueError(f'{prefix}{theirs[0]} is {tuple(w.shape)}, config.json says {tuple(shape)}')
         used.update(theirs, _their_names(kind, name))
     constants = ('attn.bias', 'attention.bias', 'masked_bias', 'inv_freq', 'position_ids')  # older versions saved them
     if unknown := [n for n in weights if n not in used and not n.endswith(constants)]:

@@ -31,7 +31,7 @@ What leaves `out_dir`: ckpt.pt (all that is needed to go on), best.pt, metrics.j
 Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so the same command trains
 the same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
 """
-import argparse, ast, contextlib, dataclasses, difflib, importlib, inspect, json, math, os, platform, re, resource
+import contextlib, ctypes, dataclasses, difflib, importlib, inspect, json, math, os, platform, re, resource
 import shutil, signal, subprocess, sys, tempfile, time, traceback
 from dataclasses import dataclass
 
@@ -345,7 +345,7 @@ def load_checkpoint(path):
     if os.path.isdir(path):
         folder, path = path, os.path.join(path, 'ckpt.pt')
         if not os.path.exists(path): raise FileNotFoundError(f'no checkpoint in {folder}: expected {path}; train first: python train.py --out_dir={folder}')
-    if not os.path.exists(path): raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder')
+    if not os.path.exists(path): raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder, or train first: python train.py --out_dir={path}')
     try: saved = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except Exception as e: raise ValueError(f'{path}: cannot be read as a checkpoint ({str(e).splitlines()[0][:100]}); it is cut short or of another program') from None
     if not isinstance(saved, dict) or not {'model', 'config', 'model_name'} <= set(saved): raise ValueError(f'{path}: not a checkpoint of this trainer (it lacks model, config or model_name)')
@@ -497,7 +497,11 @@ def pick_device(name):
         if device.index >= torch.cuda.device_count(): raise ValueError(f'--device={device}: there are {torch.cuda.device_count()} GPUs (0 to {torch.cuda.device_count() - 1})')
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    elif device.type not in ('cpu', 'mps'): raise ValueError(f'--device={name}: expected auto, cpu, cuda, cuda:N or mps')
+    elif device.type == 'cpu':                       # keep large blocks (logits) in the process: fresh pages cost up to a third of a step
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)           # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    elif device.type != 'mps': raise ValueError(f'--device={name}: expected auto, cpu, cuda, cuda:N or mps')
     return device
 
 def attention_backend(run):
@@ -541,13 +545,13 @@ def main(argv=None):
         for s, h in handlers.items(): signal.signal(s, h)
         if distributed: dist.destroy_process_group()
 
-def open_data(config, file, values, saved, origin, tokenizer):
+def open_data(config, file, flags, saved, origin, tokenizer):
     "-> prepared folder, its meta, tokenizer. `tokenizer`: that of the weights to start from, which the data must share"
-    if origin and not saved and tokenizer and not config.tokenizer:      # prepare the text with the tokenizer of the weights
+    if tokenizer and 'tokenizer' not in flags:       # prepare the text with the tokenizer of the weights; finds what it made itself
         with tempfile.TemporaryDirectory() as tmp:
             tokenizer.save(os.path.join(tmp, 'tokenizer.json'))
             folder = text.resolve(config.data, os.path.join(tmp, 'tokenizer.json'), 0)
-    else: folder = text.resolve(config.data, config.tokenizer, values.get('vocab_size', 0))
+    else: folder = text.resolve(config.data, config.tokenizer, flags.get('vocab_size', 0))
     meta = text.open_meta(folder)
     try: own = bpe.load(os.path.join(folder, meta['tokenizer']) if meta['tokenizer'].endswith('.json') else meta['tokenizer'])
     except OSError as e:
@@ -683,7 +687,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         export_hf(file, build_model(file, file.Config(**values), weights, origin, 0), tokenizer, config.export_hf)
         print(f'wrote {config.export_hf}')
         return dict(export_hf=config.export_hf)
-    folder, meta, tokenizer = open_data(config, file, values, saved, origin, tokenizer)
+    folder, meta, tokenizer = open_data(config, file, flags, saved, origin, tokenizer)
     fill = dict(vocab_size=meta['vocab_size'], kind=meta['kind'], n_labels=len(meta.get('labels') or []), **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
     if weights is not None and meta['vocab_size'] > values['vocab_size']: raise ValueError(f'{config.data} has {meta["vocab_size"]} token ids, the model of {origin} {values["vocab_size"]}: leave out --tokenizer to prepare the text with its own')
     if weights is not None: fill.pop('vocab_size')

@@ -207,8 +207,9 @@ def test_exact_parts_stay_in_fp32():
     model = build(**CASES['llama3']).bfloat16()
     assert all(t.dtype == torch.float32 for t in gpt.rotary(model.config, torch.arange(5)))
     norm, x = gpt.RMSNorm(512, 1e-6).bfloat16(), (torch.randn(7, 512) * 30).bfloat16()
-    exact = (x.double() / x.double().square().mean(-1, keepdim=True).sqrt()).bfloat16()
-    assert torch.equal(norm(x), exact)  # in bf16 arithmetic a tenth of them would differ
+    torch.nn.init.normal_(norm.weight)
+    exact = (x.double() / x.double().square().mean(-1, keepdim=True).sqrt() * norm.weight.double()).bfloat16()
+    assert (norm(x) != exact).float().mean() < 1e-3  # of bf16 arithmetic a third would differ
     model, ids = build(**CASES['llama3']), tokens(2, 13)
     with torch.autocast('cpu', torch.bfloat16):
         assert gpt.rotary(model.config, torch.arange(5))[0].dtype == torch.float32
@@ -266,17 +267,10 @@ def test_saving_memory_changes_nothing(kw):
     n = kw.pop('n_predict', 1)
     a, b = build(n_predict=n).train(), build(n_predict=n, **kw).train()
     arrays = (x, ahead, y) if n > 1 else (x, y)
-    assert torch.allclose(a(*arrays)[0], b(*arrays)[0]) and close(gradients(a, *arrays), gradients(b, *arrays))
-
-
-def test_big_logits_on_a_cpu_are_cut():
-    model, seen = build(vocab_size=9001, n_embd=6, n_layer=1), []
-    model.head.register_forward_hook(lambda m, args, out: seen.append(len(out)))
-    x = tokens(32, 30)
-    loss = model(x, x)[0]
-    assert seen == [512, 448]
-    model.config.loss_chunk = 32 * 30
-    assert torch.allclose(loss, model(x, x)[0])
+    runs = []  # computed a second time in the backward pass
+    (b.head if b.config.loss_chunk else b.blocks[0].mlp).register_forward_pre_hook(lambda *args: runs.append(1))
+    assert close(gradients(a, *arrays), gradients(b, *arrays)) and len(runs) > (8 if b.config.loss_chunk else 1)
+    assert torch.allclose(a(*arrays)[0], b(*arrays)[0])
 
 
 def test_padded_rows_take_no_part():
