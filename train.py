@@ -500,7 +500,7 @@ def pick_device(name):
     elif device.type == 'cpu':                       # keep large blocks (logits) in the process: fresh pages cost up to a third of a step
         with contextlib.suppress(OSError, AttributeError, TypeError):
             libc = ctypes.CDLL(None)
-            libc.mallopt(-3, 1 << 25), libc.mallopt(-1, 1 << 30)           # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)            # glibc's M_MMAP_MAX, M_TRIM_THRESHOLD
     elif device.type != 'mps': raise ValueError(f'--device={name}: expected auto, cpu, cuda, cuda:N or mps')
     return device
 
