@@ -1,0 +1,122 @@
+"""What predictions are worth: compute(metric, predictions, references) -> dict of numbers, the main one first.
+
+    accuracy            share of equal pairs
+    f1                  two classes: F1 of the positive one (the last in `labels`), and accuracy; more classes: their mean F1
+    matthews            correlation of true and predicted classes (Matthews 1975; more classes: Gorodkin 2004), and accuracy
+    pearson_spearman    the mean of both correlations, which GLUE reports for STS-B, and each of them
+    squad               F1 over words and exact match by SQuAD's rules: articles, punctuation and case are no difference, and
+                        the best of the given answers counts (Rajpurkar et al. 2016, section 6.1)
+    tags                F1 of whole spans for B-/I- tags, as conlleval counts them, and accuracy of the tags
+    exact_match         share of equal texts, white space at the ends aside
+
+All are shares of 1, not percent. A further metric is a function (predictions, references, labels) -> dict in `metrics`.
+
+    from data import metrics
+    metrics.compute('f1', ['yes', 'no', 'yes'], ['yes', 'yes', 'no'], labels=['no', 'yes'])       # {'f1': 0.5, 'accuracy': 0.33}
+"""
+import collections, math, re, string
+
+import numpy as np
+
+
+def accuracy(predictions, references, labels=None):
+    return {'accuracy': sum(p == r for p, r in zip(predictions, references)) / len(references)}
+
+
+def f1(predictions, references, labels=None):
+    names = labels or sorted({*references, *predictions}, key=lambda x: (str(type(x)), x))
+    def of(name):
+        hit = sum(p == r == name for p, r in zip(predictions, references))
+        return 2 * hit / max(1, predictions.count(name) + references.count(name))            # 2 TP / (2 TP + FP + FN)
+    value = of(names[-1]) if len(names) <= 2 else sum(map(of, names)) / len(names)
+    return {'f1': value, **accuracy(predictions, references)}
+
+
+def matthews(predictions, references, labels=None):
+    names = {n: i for i, n in enumerate(dict.fromkeys([*references, *predictions]))}
+    table = np.zeros((len(names), len(names)))           # rows: true, columns: predicted
+    for p, r in zip(predictions, references): table[names[r], names[p]] += 1
+    true, guessed, n = table.sum(1), table.sum(0), table.sum()
+    below = math.sqrt((n * n - guessed @ guessed) * (n * n - true @ true))
+    value = (np.trace(table) * n - true @ guessed) / below if below else 0.0                 # a single class tells nothing
+    return {'matthews': float(value), **accuracy(predictions, references)}
+
+
+def pearson(x, y):
+    x, y = (np.asarray(v, np.float64) - np.mean(v) for v in (x, y))
+    below = math.sqrt((x @ x) * (y @ y))
+    return float(x @ y / below) if below else 0.0
+
+
+def ranks(x):
+    "1 .. n, equal values share the mean of their ranks"
+    _, inverse, counts = np.unique(np.asarray(x, np.float64), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def correlations(predictions, references, labels=None):
+    p, s = pearson(predictions, references), pearson(ranks(predictions), ranks(references))
+    return {'pearson_spearman': (p + s) / 2, 'pearson': p, 'spearman': s}
+
+
+def normalize(text):
+    "SQuAD's: lower case, then no punctuation, no articles, single spaces"
+    text = ''.join(c for c in text.lower() if c not in string.punctuation)
+    return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+
+
+def answers_of(reference):
+    "the texts of {'text': [...]}, of [{'text': ...}, ...] or of a list of strings; without an answer there is one: nothing"
+    if isinstance(reference, dict): reference = reference['text']
+    texts = [a['text'] if isinstance(a, dict) else a for a in reference]
+    return [t for t in texts if normalize(t)] or ['']
+
+
+def word_f1(prediction, answer):
+    a, b = normalize(prediction).split(), normalize(answer).split()
+    if not a or not b: return float(a == b)              # SQuAD 2.0: right only if both say that there is no answer
+    same = sum((collections.Counter(a) & collections.Counter(b)).values())
+    return 2 * same / (len(a) + len(b))
+
+
+def squad(predictions, references, labels=None):
+    best = lambda score: sum(max(score(p, a) for a in answers_of(r)) for p, r in zip(predictions, references)) / len(references)
+    return {'f1': best(word_f1), 'exact_match': best(lambda p, a: normalize(p) == normalize(a))}
+
+
+def spans_of(tags):
+    "tags such as B-PER I-PER O -> {(type, first, last)}; an I that continues nothing begins a span"
+    spans, start, kind = set(), 0, None
+    for i, tag in enumerate([*tags, 'O']):
+        prefix, _, type = str(tag).partition('-')
+        if kind is not None and (prefix != 'I' or type != kind):
+            spans.add((kind, start, i - 1))
+            kind = None
+        if kind is None and prefix in ('B', 'I'): start, kind = i, type
+    return spans
+
+
+def tags(predictions, references, labels=None):
+    flat = accuracy([t for p in predictions for t in p], [t for r in references for t in r])
+    if not any(str(t).startswith('B-') for r in references for t in r): return flat          # parts of speech, say
+    pairs = [(spans_of(p), spans_of(r)) for p, r in zip(predictions, references)]
+    hit, guessed, true = sum(len(p & r) for p, r in pairs), sum(len(p) for p, _ in pairs), sum(len(r) for _, r in pairs)
+    return {'f1': 2 * hit / max(1, guessed + true), 'precision': hit / max(1, guessed), 'recall': hit / max(1, true), **flat}
+
+
+def exact_match(predictions, references, labels=None):
+    return {'exact_match': sum(p.strip() == r.strip() for p, r in zip(predictions, references)) / len(references)}
+
+
+metrics = dict(accuracy=accuracy, f1=f1, matthews=matthews, pearson_spearman=correlations, pearson=correlations, squad=squad, tags=tags,
+               exact_match=exact_match)
+
+
+def compute(metric, predictions, references, labels=None):
+    """The dict of a metric, main number first. labels: the names of the classes, in order. Raises ValueError if the metric is not
+    known or the two lists differ in length."""
+    if metric not in metrics: raise ValueError(f'metric {metric!r}: expected one of {", ".join(metrics)}')
+    predictions, references = list(predictions), list(references)
+    if len(predictions) != len(references) or not references:
+        raise ValueError(f'{len(predictions)} predictions for {len(references)} references: expected as many, and at least one')
+    return metrics[metric](predictions, references, labels)

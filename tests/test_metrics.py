@@ -1,0 +1,149 @@
+"""data/metrics.py against scikit-learn, scipy and SQuAD's published rules; data/glue.py and data/squad.py on files in their layouts."""
+import gzip, json
+
+import numpy as np
+import pytest
+
+from data import glue, metrics, squad, text
+
+skm, stats = pytest.importorskip('sklearn.metrics'), pytest.importorskip('scipy.stats')
+
+
+@pytest.mark.parametrize('n_classes', [2, 3, 5])
+def test_classes_as_in_sklearn(n_classes):
+    rng = np.random.default_rng(n_classes)
+    names = [f'c{i}' for i in range(n_classes)]
+    for n in (1, 7, 99):
+        r = [names[i] for i in rng.integers(0, n_classes, n)]
+        p = [x if rng.random() < 0.5 else names[rng.integers(0, n_classes)] for x in r]
+        assert metrics.compute('accuracy', p, r)['accuracy'] == pytest.approx(skm.accuracy_score(r, p))
+        assert metrics.compute('matthews', p, r)['matthews'] == pytest.approx(skm.matthews_corrcoef(r, p))
+        want = skm.f1_score(r, p, pos_label=names[-1], zero_division=0) if n_classes == 2 and len({*r, *p}) == 2 else None
+        if n_classes > 2: want = skm.f1_score(r, p, labels=names, average='macro', zero_division=0)
+        if want is not None: assert metrics.compute('f1', p, r, names)['f1'] == pytest.approx(want)
+
+
+def test_correlations_as_in_scipy():
+    rng = np.random.default_rng(0)
+    for n in (3, 13, 99):
+        x = rng.standard_normal(n)
+        y = np.round(x + rng.standard_normal(n), 0)                        # with ties
+        got = metrics.compute('pearson_spearman', x, y)
+        assert got['pearson'] == pytest.approx(stats.pearsonr(x, y)[0]) and got['spearman'] == pytest.approx(stats.spearmanr(x, y)[0])
+        assert list(got)[0] == 'pearson_spearman' and got['pearson_spearman'] == pytest.approx((got['pearson'] + got['spearman']) / 2)
+    assert metrics.compute('pearson_spearman', [1.0, 1.0], [0.0, 2.0])['pearson'] == 0.0     # nothing varies: no correlation
+
+
+def test_squad_rules():
+    score = lambda p, *answers: metrics.compute('squad', [p], [[{'text': a, 'answer_start': 0} for a in answers]])
+    assert score('The Denver Broncos!', 'denver broncos') == {'f1': 1.0, 'exact_match': 1.0}   # case, article, punctuation
+    assert score('a an the', '') == {'f1': 1.0, 'exact_match': 1.0}
+    assert score('in 1973', '1973')['f1'] == pytest.approx(2 / 3) and score('in 1973', '1973')['exact_match'] == 0
+    assert score('new new york', 'new york')['f1'] == pytest.approx(2 * 2 / (3 + 2))         # a word counts as often as it stands in both
+    assert score('york', 'boston', 'new york')['f1'] == pytest.approx(2 / 3)                 # the best of the answers
+    assert score("don't", 'dont')['exact_match'] == 1 and score('theater', 'ater')['exact_match'] == 0   # whole articles only
+    assert score('', )['f1'] == 1 and score('something')['f1'] == 0 and score('', 'something')['f1'] == 0  # SQuAD 2.0
+    both = metrics.compute('squad', ['x', 'y'], [{'text': ['x'], 'answer_start': [0]}, ['z']])
+    assert both == {'f1': 0.5, 'exact_match': 0.5}
+
+
+def test_tags():
+    true = 'B-PER I-PER O B-LOC B-LOC I-LOC O I-ORG'.split()
+    assert metrics.spans_of(true) == {('PER', 0, 1), ('LOC', 3, 3), ('LOC', 4, 5), ('ORG', 7, 7)}
+    assert metrics.spans_of('I-PER I-LOC B-LOC'.split()) == {('PER', 0, 0), ('LOC', 1, 1), ('LOC', 2, 2)}
+    got = metrics.compute('tags', ['B-PER I-PER O B-LOC I-LOC I-LOC O O'.split()], [true])
+    assert got['precision'] == 1 / 2 and got['recall'] == 1 / 4 and got['f1'] == pytest.approx(1 / 3) and got['accuracy'] == 6 / 8
+    assert metrics.compute('tags', [['NN', 'VB']], [['NN', 'NN']]) == {'accuracy': 0.5}
+
+
+def test_mistakes_are_one_line():
+    with pytest.raises(ValueError, match="'acuracy': expected one of accuracy, f1"): metrics.compute('acuracy', [1], [1])
+    with pytest.raises(ValueError, match='2 predictions for 1 references'): metrics.compute('accuracy', [1, 2], [1])
+
+
+# ---------------------------------------------------------------------------------------------------- data/glue.py, data/squad.py
+
+FILES = {  # two lines of each task, in GLUE's own layout
+    'cola': ('CoLA', 'x\t1\t\tit is .\nx\t0\t*\tis it it .\n'),
+    'sst2': ('SST-2', 'sentence\tlabel\na "fine film\t1\ndull\t0\n'),
+    'mrpc': ('MRPC', '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tone\tan other\n0\t9\t7\ttwo\tthree\n'),
+    'stsb': ('STS-B', 'index\tgenre\tsentence1\tsentence2\tscore\n0\tx\ta\tb\t5.000\n1\tx\tc\td\t0.250\n'),
+    'qqp': ('QQP', 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t1\t2\twhy\tand why\t1\n2\t3\tcut short\n3\t1\t2\twhy\thow\t0\n'),
+    'mnli': ('MNLI', 'index\tsentence1\tsentence2\tlabel1\tgold_label\n0\ta\tb\tneutral\tneutral\n1\tc\td\tx\tentailment\n2\tc\te\tx\tcontradiction\n'),
+    'qnli': ('QNLI', 'index\tquestion\tsentence\tlabel\n0\twho\thim\tentailment\n1\twhat\tit\tnot_entailment\n'),
+    'rte': ('RTE', 'index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n'),
+    'wnli': ('WNLI', 'index\tsentence1\tsentence2\tlabel\n0\ta\tb\t1\n1\tc\td\t0\n'),
+}
+MAIN = dict(cola='matthews', stsb='pearson_spearman', mrpc='f1', qqp='f1')
+
+
+@pytest.mark.parametrize('task', [*FILES, 'mnli-mm'])
+def test_glue(task, tmp_path):
+    folder, content = FILES[task.removesuffix('-mm')]
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / 'train.tsv').write_text(content)
+    dev = {'mnli': 'dev_matched.tsv', 'mnli-mm': 'dev_mismatched.tsv'}.get(task, 'dev.tsv')
+    (tmp_path / folder / (dev + '.gz')).write_bytes(gzip.compress(content.encode()))         # packed files are read too
+    assert task in glue.tasks
+    out = glue.prepare(task=task, source=str(tmp_path), tokenizer='byte', out=str(tmp_path / 'out'))
+    meta, rows = text.open_meta(out, check=True), [json.loads(line) for line in open(out + '/val.jsonl')]
+    n = 3 if 'mnli' in task else 2
+    assert meta['kind'] == 'labelled' and meta['metric'] == MAIN.get(task, 'accuracy') and len(rows) == meta['val_examples'] == n
+    assert ('text_b' in rows[0]) == (task not in ('cola', 'sst2'))
+    if task == 'stsb': assert not meta['labels'] and [r['label'] for r in rows] == [5.0, 0.25]
+    else: assert sorted(r['label'] for r in rows) == list(range(n)) and len(meta['labels']) == n
+    if task in ('mrpc', 'qqp'): assert rows[0]['label'] == 1 and meta['labels'][1] in ('equivalent', 'duplicate')  # F1's positive class
+    if task == 'sst2': assert rows[0] == {'text': 'a "fine film', 'label': 1} and meta['labels'] == ['negative', 'positive']
+    if task == 'cola': assert rows[0]['text'] == 'it is .' and meta['labels'][rows[0]['label']] == 'acceptable'
+    assert text.resolve(out) == out
+
+
+def test_glue_downloads(tmp_path, monkeypatch):
+    """What comes from the network: an archive, and for MRPC one file with the ids of the pairs that are for validation."""
+    import zipfile
+    with zipfile.ZipFile(tmp_path / 'QQP-clean.zip', 'w') as z:
+        for name in ('train', 'dev'): z.writestr(f'QQP/{name}.tsv', FILES['qqp'][1])
+    (tmp_path / 'msr_paraphrase_train.txt').write_text(FILES['mrpc'][1] + '0\t5\t6\tfour\tfive\n1\t5\t8\tsix\t6\n')
+    (tmp_path / 'mrpc_dev_ids.tsv').write_text('9\t7\n5\t8\n')
+    def fetch(name, url, folder, source='', sha256='', max_bytes=0):
+        assert url.endswith(name) and len(sha256) == 64
+        return str(tmp_path / name)
+    monkeypatch.setattr(text, 'fetch', fetch)
+    for task, train, val in (('qqp', ['why', 'why'], ['why', 'why']), ('mrpc', ['one', 'four'], ['two', 'six'])):
+        out = glue.prepare(task=task, tokenizer='byte', out=str(tmp_path / task))
+        assert [[json.loads(line)['text'] for line in open(f'{out}/{s}.jsonl')] for s in ('train', 'val')] == [train, val]
+
+
+def test_glue_mistakes(tmp_path):
+    with pytest.raises(ValueError, match='--task=sst: expected one of cola, sst2'): glue.prepare(task='sst')
+    (tmp_path / 'train.tsv').write_text('sentence\tclass\nx\t1\n')
+    (tmp_path / 'dev.tsv').write_text('sentence\tlabel\nx\t1\n')
+    run = lambda: glue.prepare(task='sst2', source=str(tmp_path), tokenizer='byte', out=str(tmp_path / 'out'))
+    with pytest.raises(ValueError, match=r'SST-2/train.tsv: no column "label" \(it has sentence, class\)'): run()
+    (tmp_path / 'train.tsv').write_text('sentence\tlabel\nx\tgood\n')
+    with pytest.raises(ValueError, match="SST-2/train.tsv line 2: the label is 'good'; expected one of 0, 1"): run()
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('task', squad.tasks)
+def test_squad_files(task, tmp_path):
+    context = 'Bells ring at noon. They ring again.'
+    qa = lambda i, a: dict(id=f'q{i}', question=' When? ', answers=a and [dict(text=a, answer_start=context.index(a))], is_impossible=not a)
+    articles = [dict(title=str(i), paragraphs=[dict(context=context, qas=[qa(i, 'at noon')] + [qa(-i, '')] * (task == '2'))]) for i in range(9)]
+    whole = tmp_path / 'articles.json.gz'
+    whole.write_bytes(gzip.compress(json.dumps(dict(data=articles)).encode()))
+    out = squad.prepare(task=task, source=str(whole), tokenizer='byte', out=str(tmp_path / 'out'))
+    meta = text.open_meta(out, check=True)
+    rows = {s: [json.loads(line) for line in open(f'{out}/{s}.jsonl')] for s in ('train', 'val')}
+    assert meta['kind'] == 'qa' and meta['metric'] == 'squad' and meta['no_answer'] == (task == '2')
+    assert len(rows['train']) == 7 * int(task) and {r['id'].strip('q-') for r in rows['val']} == {'0', '8'}   # whole articles
+    assert rows['val'][0]['answers'] == [{'text': 'at noon', 'answer_start': 11}] and rows['val'][0]['question'] == 'When?'
+    if task == '2': assert rows['val'][1]['answers'] == []
+    for split in ('train', 'dev'):                                         # the published layout: two files
+        (tmp_path / f'{split}-v{dict(zip("12", ("1.1", "2.0")))[task]}.json').write_text(json.dumps(dict(data=articles)))
+    out = squad.prepare(task=task, source=str(tmp_path), tokenizer='byte', out=str(tmp_path / 'two'))
+    assert text.open_meta(out)['val_examples'] == text.open_meta(out)['train_examples'] == 9 * int(task)
+    articles[0]['paragraphs'][0]['qas'][0]['answers'] = [dict(text='noon', answer_start=0)]
+    whole.write_bytes(gzip.compress(json.dumps(dict(data=articles)).encode()))
+    with pytest.raises(ValueError, match="question q0: 'noon' is not at character 0"):
+        squad.prepare(task=task, source=str(whole), tokenizer='byte', out=str(tmp_path / 'bad'))
