@@ -25,7 +25,13 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
                                last array
     show(model, tokenizer, ids)      optional: text that lets a person see what the model has learned
 
-Config fields named vocab_size, kind, n_labels, eot_id, pad_id, cls_id, sep_id, mask_id are filled from the data.
+Config fields named vocab_size, kind, n_labels, eot_id, pad_id, cls_id, sep_id, mask_id, sentinel_first, sentinel_step,
+n_sentinel are filled from the data and its tokenizer. For labelled data a model file also defines
+
+    kinds = ('text', 'labelled', ...)        the kinds of data it trains on
+    encode(example, tokenizer, config)       -> list of dicts, the rows of an example; batch finds them as draw.examples()
+    predict(model, arrays, examples, tokenizer) -> list of dicts, a row each: index, prediction, score (the best one counts)
+
 What leaves `out_dir`: ckpt.pt (all that is needed to go on), best.pt, metrics.jsonl, log.txt, loss.svg.
 
 Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so the same command trains
@@ -574,14 +580,16 @@ def open_weights(config, file, flags, values, saved):
     own = {f.name for f in dataclasses.fields(source.Config)} - {'vocab_size'}
     return source, {**dataclasses.asdict(given), **{n: v for n, v in flags.items() if n in own}}, weights, tokenizer, config.init_from
 
-def build_model(file, mconfig, weights, origin, seed):
-    "a model on the CPU: the same first weights on every device and rank"
+def build_model(file, mconfig, weights, origin, seed, new_task=False):
+    """A model on the CPU: the same first weights on every device and rank. new_task: heads that the weights lack keep their
+    first weights, heads that the model lacks are left out; the caller says which."""
     torch.manual_seed(seed)
     model = file.Model(mconfig)
     if weights is not None:
         own, block = model.state_dict(), getattr(mconfig, 'block_size', 0)
         for k, w in weights.items():                 # a lowered block_size keeps the first positions
             if k in own and w.ndim and len(own[k]) == block < len(w) and w.shape[1:] == own[k].shape[1:]: weights[k] = w[:block]
+        if new_task: weights = {**{k: v for k, v in own.items() if k not in weights}, **{k: v for k, v in weights.items() if k in own}}
         load_weights(model, weights, origin)
     return model
 
@@ -609,6 +617,8 @@ class Feed:
     def send(self, arrays):
         tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
         return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors] if self.device.type == 'cuda' else [t.to(self.device) for t in tensors]
+
+TRUTH = dict(labelled='label', choice='label', tagged='tags', qa='answers', pairs='target', instruct='response')   # what a prediction is held against
 
 class Evaluation:
     "a fixed set of validation rows, the same for every batch size and number of ranks, shared out in micro-batches"
@@ -659,7 +669,7 @@ class Evaluation:
             for p in found: best[p['index']] = max(best.get(p['index'], p), p, key=lambda p: p.get('score', 0))
             self.predictions = [best[i] for i in sorted(best)]
             from data import metrics
-            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], [self.feed.corpus.examples[p['index']] for p in self.predictions])
+            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], [self.feed.corpus.examples[p['index']][TRUTH[self.feed.corpus.kind]] for p in self.predictions])
             row |= {'val_' + k: v for k, v in scores.items()}
             self.goal, self.sign = 'val_' + next(iter(scores)), 1
         return row
@@ -691,7 +701,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     fill = dict(vocab_size=meta['vocab_size'], kind=meta['kind'], n_labels=len(meta.get('labels') or []), **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
     if weights is not None and meta['vocab_size'] > values['vocab_size']: raise ValueError(f'{config.data} has {meta["vocab_size"]} token ids, the model of {origin} {values["vocab_size"]}: leave out --tokenizer to prepare the text with its own')
     if weights is not None: fill.pop('vocab_size')
-    fill |= file.fill(tokenizer) if hasattr(file, 'fill') and tokenizer else {}
+    if sentinels := getattr(tokenizer, 'sentinels', []): fill |= dict(sentinel_first=sentinels[0], sentinel_step=sentinels[1] - sentinels[0] if sentinels[1:] else 1, n_sentinel=len(sentinels))
+    new_task = bool(config.init_from) and not saved and values.get('kind', 'text') != meta['kind']
     values = {**values, **{n: v for n, v in fill.items() if n in values and v is not None}}
     mconfig = file.Config(**values)
     dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype) or (
@@ -710,7 +721,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     encode = lambda example: file.encode(example, tokenizer, mconfig)
     train_set, val_set = (Corpus(folder, meta, split, config.seed, split == 'train', encode) for split in ('train', 'val'))
     feed = Feed(file, mconfig, train_set, device)
-    model = build_model(file, mconfig, weights, origin, config.seed).to(device)
+    model = build_model(file, mconfig, weights, origin, config.seed, new_task).to(device)
+    heads = sorted({k.split('.')[0] for k in model.state_dict()} - {k.split('.')[0] for k in weights}) if new_task else []
     n_params, flops = sum(p.numel() for p in model.parameters()), model.flops() if hasattr(model, 'flops') else 0
     first = feed.send(feed.arrays(np.arange(micro)))
     evaluation = Evaluation(Feed(file, mconfig, val_set, device), micro, config.eval_iters if meta['kind'] == 'text' else 0, tokenizer, meta.get('metric', ''), rank, world)
@@ -724,6 +736,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     log.say(f'{file.__name__}{" " + config.preset if config.preset else ""}: {n_params / 1e6:.2f} M parameters, {device}, {str(dtype)[6:]}, data {os.path.relpath(folder)}')
     log.say('settings: ' + ' '.join(f'{n}={values.get(n, v)}' for n, v in changed.items()))
     log.say(f'batch: {config.batch_size} rows of {tokens_per_row} tokens = {world} device(s) x {share // micro} micro-batch(es) x {micro}; an epoch is {len(feed.corpus) / config.batch_size:.1f} steps')
+    if new_task: log.say(f'a new task: from {origin} come all weights but {", ".join(heads) or "none"}, which start anew')
     with torch.no_grad(), autocast(): log.say(f'attention kernel: {attention_backend(lambda: model(*[t[:1] for t in first]))}')
 
     # ---- shards or DDP, compile, optimizers

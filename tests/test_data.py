@@ -276,7 +276,8 @@ def test_two_at_once_make_it_once():
 def test_interrupted(how):
     path = put('a.txt', POEM * 20)
     code = f'import sys, time; sys.path.insert(0, {ROOT!r}); from data import text; text.finish = lambda *a: (print("there", flush=True), time.sleep(60)); text.script(lambda: text.prepare("a.txt", "byte", out="out"), "")'
-    run = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)                # a shell's background job ignores Ctrl-C, and so would this
+    run = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert run.stdout.readline() == 'there\n'
     run.send_signal(how)
     _, err = run.communicate(timeout=20)
