@@ -25,8 +25,10 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
                                last array
     show(model, tokenizer, ids)      optional: text that lets a person see what the model has learned
 
-Config fields named vocab_size, kind, n_labels, eot_id, pad_id, cls_id, sep_id, mask_id, sentinel_first, sentinel_step,
-n_sentinel are filled from the data and its tokenizer. For labelled data a model file also defines
+    fill(tokenizer)            optional: further Config fields that the tokenizer decides, as a dict
+
+Config fields named vocab_size, kind, n_labels, eot_id, pad_id, cls_id, sep_id, mask_id are filled from the data and its
+tokenizer. For labelled data a model file also defines
 
     kinds = ('text', 'labelled', ...)        the kinds of data it trains on
     encode(example, tokenizer, config)       -> list of dicts, the rows of an example; batch finds them as draw.examples()
@@ -701,7 +703,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     fill = dict(vocab_size=meta['vocab_size'], kind=meta['kind'], n_labels=len(meta.get('labels') or []), **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
     if weights is not None and meta['vocab_size'] > values['vocab_size']: raise ValueError(f'{config.data} has {meta["vocab_size"]} token ids, the model of {origin} {values["vocab_size"]}: leave out --tokenizer to prepare the text with its own')
     if weights is not None: fill.pop('vocab_size')
-    if sentinels := getattr(tokenizer, 'sentinels', []): fill |= dict(sentinel_first=sentinels[0], sentinel_step=sentinels[1] - sentinels[0] if sentinels[1:] else 1, n_sentinel=len(sentinels))
+    if tokenizer and hasattr(file, 'fill'): fill |= file.fill(tokenizer)
     new_task = bool(config.init_from) and not saved and values.get('kind', 'text') != meta['kind']
     values = {**values, **{n: v for n, v in fill.items() if n in values and v is not None}}
     mconfig = file.Config(**values)
@@ -862,7 +864,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         with torch.no_grad(), contextlib.suppress(OSError):
             model.eval()
             if tokenizer and hasattr(file, 'show') and not config.shard: log.say('\n' + file.show(model, tokenizer, evaluation.sample()) + '\n')
-        if config.export_hf and not config.shard: export_hf(file, model, tokenizer, config.export_hf); log.say(f'Hugging Face folder: {config.export_hf}')
+        if config.export_hf and config.shard: log.say(f'sharded weights are exported from the checkpoint: python train.py --init_from={config.out_dir} --max_iters=0 --export_hf={config.export_hf}')
+        elif config.export_hf: export_hf(file, model, tokenizer, config.export_hf); log.say(f'Hugging Face folder: {config.export_hf}')
         log.say(f'{step} steps, {tokens:,} tokens in {span(seconds)} of training ({span(time.time() - began)} in all, peak memory {memory() / 1024:.2f} GB)')
         log.say(f'best {readable(evaluation.goal)} {evaluation.sign * best:.4f}' + ''.join(f', last {readable(k)} {row[k]:.4f}' for k in (evaluation.goal, 'val_bpb') if k in row))
         log.say(f'curve: {config.out_dir}/loss.svg | use it: python sample.py --out_dir={config.out_dir} | go on: {flags_again} --max_iters={2 * max(step, 1)}')
