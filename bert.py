@@ -306,9 +306,6 @@ def count(*arrays):
 # ---------------------------------------------------------------------------------------------------------------------
 # fine-tuning: examples -> rows
 
-def label_of(config, i): return json.loads(config.labels)[i] if config.labels else int(i)
-
-
 def offsets(text, tokenizer):
     """-> ids, and of each token the characters of the text that it stands for, [(start, end)]. A byte-level tokenizer tells
     them exactly; any other one encodes word by word, and a token of a word stands for the whole word."""
@@ -389,19 +386,18 @@ def collate(examples, config):
 
 @torch.no_grad()
 def predict(model, arrays, examples, tokenizer=None):
-    """The arrays of collate (as tensors) and the rows they were made of -> a dict for each: index, prediction (class name,
-    number, tags of the words, text of the answer, number of the choice) and score, by which windows of one example compete."""
+    """The arrays of collate (as tensors) and the rows they were made of -> a dict for each: index, prediction (number of the class
+    or choice, value, list of the words' tags, text of the answer), score, by which windows of one example compete, and name, the
+    class in words if Config.labels tells it."""
     c, out = model.config, []
+    names = json.loads(c.labels) if c.labels and c.n_labels else []
     ids, segments, mask, _ = arrays
     logits = model.logits(ids, segments, mask).float().cpu()
     for y, e in zip(logits, examples):
         if c.kind == 'labelled' and not c.n_labels: p, score = y.item(), 0.0
-        elif c.kind in ('labelled', 'choice'):
-            probability, best = y.softmax(-1).max(-1)
-            p, score = label_of(c, best.item()) if c.kind == 'labelled' else best.item(), probability.item()
-        elif c.kind == 'tagged':  # words beyond block_size get the most harmless tag: outside, or else the first
-            rest = ['O'] if 'O' in (c.labels and json.loads(c.labels)) else [label_of(c, 0)]
-            p, score = [label_of(c, i) for i in y[e['words']].argmax(-1).tolist()] + rest * (e['n_words'] - len(e['words'])), 0.0
+        elif c.kind in ('labelled', 'choice'): score, p = (v.item() for v in y.softmax(-1).max(-1))
+        elif c.kind == 'tagged':  # words beyond block_size get tag 0
+            p, score = y[e['words']].argmax(-1).tolist() + [0] * (e['n_words'] - len(e['words'])), 0.0
         else:  # the best pair with start <= end < start + max_answer, against [CLS] for "no answer"
             a, n = e['first'], len(e['spans'])
             both = y[a:a + n, 0, None] + y[None, a:a + n, 1]               # (n, n)
@@ -413,6 +409,7 @@ def predict(model, arrays, examples, tokenizer=None):
                 score -= (y[0, 0] + y[0, 1]).item()
                 p = p if score > 0 else ''
         out.append(dict(index=e.get('index', len(out)), prediction=p, score=score))
+        if names: out[-1]['name'] = names[p] if c.kind == 'labelled' else [names[i] for i in p]
     return out
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -752,11 +749,14 @@ def show(model, tokenizer, ids, n=96):
     it is wrong. With another head: the last part of some examples, the prediction and the truth."""
     c, device = model.config, model.embeddings.tokens.weight.device
     if isinstance(ids[0], dict):
-        arrays = [torch.from_numpy(a).to(device) for a in collate(ids, c)]
-        text = lambda e: tokenizer.decode((e['choices'][0] if 'choices' in e else e)['ids'])[-300:]
-        truth = lambda e: e['spans'] and e['context'][e['spans'][max(0, e['start'] - e['first'])][0]:e['spans'][max(0, e['end'] - e['first'])][1]] * (e['start'] > 0) if c.kind == 'qa' \
-            else [label_of(c, i) for i in e['tags'] if i >= 0] if c.kind == 'tagged' else label_of(c, e['label']) if c.n_labels else e['label']
-        return '\n'.join(f'{text(e)}\n    >>> {p["prediction"]} (truth: {truth(e)})' for e, p in zip(ids, predict(model, arrays, ids, tokenizer)))
+        lines, names = [], json.loads(c.labels) if c.labels and c.n_labels else []
+        for e, p in zip(ids, predict(model, [torch.from_numpy(a).to(device) for a in collate(ids, c)], ids, tokenizer)):
+            truth = [t for t in e['tags'] if t >= 0] if c.kind == 'tagged' else e.get('label')
+            if c.kind == 'qa': truth = e['context'][e['spans'][e['start'] - e['first']][0]:e['spans'][e['end'] - e['first']][1]] if e['start'] else ''
+            if names: truth = [names[t] for t in truth] if c.kind == 'tagged' else names[truth]
+            text = tokenizer.decode((e['choices'][0] if 'choices' in e else e)['ids'])
+            lines.append(f'{text[-400:]}\n    >>> {p.get("name", p["prediction"])} (truth: {truth})')
+        return '\n'.join(lines)
     if c.kind != 'text': return ''
     ids = np.asarray(ids[:min(n, c.block_size - 2)], np.int64)
     hide = np.sort(np.random.default_rng(0).permutation(len(ids))[:max(1, len(ids) // 7)])

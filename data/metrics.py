@@ -113,10 +113,13 @@ metrics = dict(accuracy=accuracy, f1=f1, matthews=matthews, pearson_spearman=cor
 
 
 def compute(metric, predictions, references, labels=None):
-    """The dict of a metric, main number first. labels: the names of the classes, in order. Raises ValueError if the metric is not
-    known or the two lists differ in length."""
+    """The dict of a metric, main number first. labels: the names of the classes, in order, for classes (or lists of tags) that
+    come as numbers. Raises ValueError if the metric is not known or the two lists differ in length."""
     if metric not in metrics: raise ValueError(f'metric {metric!r}: expected one of {", ".join(metrics)}')
     predictions, references = list(predictions), list(references)
     if len(predictions) != len(references) or not references:
         raise ValueError(f'{len(predictions)} predictions for {len(references)} references: expected as many, and at least one')
+    if labels and metric in ('accuracy', 'f1', 'matthews', 'tags'):
+        name = lambda x: [*map(name, x)] if isinstance(x, list) else x if isinstance(x, str) else labels[x]
+        predictions, references = name(predictions), name(references)
     return metrics[metric](predictions, references, labels)

@@ -56,6 +56,14 @@ def test_tags():
     assert metrics.compute('tags', [['NN', 'VB']], [['NN', 'NN']]) == {'accuracy': 0.5}
 
 
+def test_classes_as_numbers():
+    """Class numbers and names give the same; the last label is the positive class, wherever it stands in the alphabet."""
+    names, p, r = ['no', 'maybe'], [1, 0, 1, 1], [1, 1, 0, 1]
+    for metric in ('accuracy', 'f1', 'matthews'):
+        assert metrics.compute(metric, p, r, names) == metrics.compute(metric, [names[i] for i in p], [names[i] for i in r], names) == metrics.compute(metric, p, r)
+    assert metrics.compute('tags', [[1, 2, 0]], [[1, 2, 2]], ['O', 'B-X', 'I-X'])['f1'] == 0 and metrics.compute('tags', [[1, 2]], [[1, 2]], ['O', 'B-X', 'I-X'])['f1'] == 1
+
+
 def test_mistakes_are_one_line():
     with pytest.raises(ValueError, match="'acuracy': expected one of accuracy, f1"): metrics.compute('acuracy', [1], [1])
     with pytest.raises(ValueError, match='2 predictions for 1 references'): metrics.compute('accuracy', [1, 2], [1])
