@@ -188,6 +188,9 @@ recipes = {
     'modern-large': dict(_modern_recipe, learning_rate=5e-4),
     'crammed': dict(learning_rate=1e-3, batch_size=4096, max_iters=35000, warmup_iters=1000, eps=1e-12, grad_clip=0.5),
 }
+# from given weights (BERT, appendix A.3: 2 to 4 epochs at 2e-5 to 5e-5, small models want more)
+finetune = dict(learning_rate=5e-5, batch_size=32, epochs=3.0, eval_interval=0, warmup_iters=50, weight_decay=0.01, beta2=0.999,
+                eps=1e-6, lr_schedule='linear', dropout=0.1)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # pre-training: running text -> rows with hidden tokens. Everything is vectorised over the rows

@@ -26,9 +26,12 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
     show(model, tokenizer, ids)      optional: text that lets a person see what the model has learned
 
     fill(tokenizer)            optional: further Config fields that the tokenizer decides, as a dict
+    finetune                   optional: what trains well from given weights (--init_from), in the place of the recipes
+    summary(stats)             optional: what is reported, made of the summed stats (a ratio of two sums, say)
+    Model.before_step(step)    optional: changes what is trained, from the number of the step alone; true if it did
 
-Config fields named vocab_size, kind, n_labels, eot_id, pad_id, cls_id, sep_id, mask_id are filled from the data and its
-tokenizer. For labelled data a model file also defines
+Config fields named vocab_size, kind, n_labels, labels, no_answer, eot_id, pad_id, cls_id, sep_id, mask_id are filled from
+the data and its tokenizer. For labelled data a model file also defines
 
     kinds = ('text', 'labelled', ...)        the kinds of data it trains on
     encode(example, tokenizer, config)       -> list of dicts, the rows of an example; batch finds them as draw.examples()
@@ -40,7 +43,7 @@ Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over
 the same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
 """
 import contextlib, ctypes, dataclasses, difflib, importlib, inspect, json, math, os, platform, re, resource
-import shutil, signal, subprocess, sys, tempfile, time, traceback
+import shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +53,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import bpe
-from data import text
+from data import metrics, text
 from data.rows import Corpus, keyed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -64,6 +67,8 @@ class Config:
     tokenizer: str = ''             # bpe, char, byte, gpt2, or a vocabulary file; '' takes the data set's own
     out_dir: str = ''               # where the run is written; '' means out/MODEL
     init_from: str = ''             # start from weights: an out_dir, a .pt file, or a Hugging Face folder
+    new_weights: bool = False       # with init_from: its architecture and tokenizer alone, the weights start anew
+    baseline: bool = False          # with init_from: then the same run from new weights, and both results side by side
     resume: bool = False            # go on with the run in out_dir, bit for bit
     export_hf: str = ''             # at the end, write the model to this folder for transformers
     seed: int = 1337                # seed of weights, data order, masks and dropout
@@ -76,11 +81,12 @@ class Config:
     batch_size: int = 64            # sequences of one optimizer step, over all devices
     micro_batch_size: int = 0       # sequences that one device holds at once; 0 means its whole share
     max_iters: int = 1000           # optimizer steps
+    epochs: float = 0.0             # passes over the training data, in the place of max_iters; 0 means max_iters
     time_limit: float = 0.0         # stop after this many seconds of training; 0 means no limit
     target_val_loss: float = 0.0    # stop at the first evaluation at or below; 0 means no target
     patience: int = 0               # stop after this many evaluations without a better one; 0 means never
     # evaluation, logging, saving
-    eval_interval: int = 250        # steps from one evaluation to the next
+    eval_interval: int = 250        # steps from one evaluation to the next; 0 means an epoch
     eval_iters: int = 256           # validation windows of an evaluation, the first ones of the text; 0 means all
     log_interval: int = 10          # steps from one line of the log to the next
     save_interval: int = 0          # steps from one checkpoint to the next; 0 means eval_interval
@@ -102,7 +108,7 @@ class Config:
     grad_clip: float = 1.0          # clip the gradient's norm to this; 0 means off
     bias_correction: bool = True    # Adam's; BERT's own Adam goes without
     layer_decay: float = 1.0        # learning rate of each layer relative to the one above it, for fine-tuning
-    freeze: int = 0                 # leave the embeddings and this many layers less one at the bottom as they are
+    freeze: int = 0                 # leave the embeddings and this many of the lowest layers as they are; 0 means none
     unfreeze_interval: int = 0      # gradual unfreezing (ULMFiT): from the head down, one more layer every so many steps
     rms_scale: bool = False         # times max(1e-3, RMS(parameter)) on each learning rate: T5's cure (nanoT5)
 
@@ -169,20 +175,24 @@ def parse(argv):
     preset = flags.get('preset', saved['train']['preset'] if saved else '' if flags.get('init_from') else recipe.get('preset', ''))
     if preset and preset not in presets: raise ValueError(f'--preset={preset}: {model}.py has {", ".join(presets)}{nearest(preset, presets)}')
     values = {**base, **recipe, **presets.get(preset, {}), **getattr(file, 'recipes', {}).get(preset, {}), 'preset': preset}
+    if flags.get('init_from') and not saved: values = {**base, **presets.get(preset, {}), **getattr(file, 'finetune', recipe), 'preset': preset}
     if unknown := set(values) - set(base): raise ValueError(f'{model}.py: the recipe or preset {preset!r} sets {unknown.pop()}, which is a field of neither Config')
     if saved:
         if changed := [n for n in flags if n in own and flags[n] != saved['config'][n]]: raise ValueError(
             f'--resume: --{changed[0]}={flags[changed[0]]}, but the run has {saved["config"][changed[0]]}: leave it out, or start a new run with --init_from={given["out_dir"]}')
         values = {**values, **saved['train'], **saved['config'], 'export_hf': ''}
     values = {**values, **flags}
+    if 'max_iters' in flags and 'epochs' not in flags: values['epochs'] = 0.0
     values['out_dir'] = values['out_dir'] or 'out/' + model + '-' * bool(values['init_from']) + re.sub(r'\W+', '-', os.path.basename(values['data'].rstrip('/'))) * bool(values['init_from'])
     if 'help' in given:
         print_help(file, values)
         raise SystemExit(0)
+    for n in ('new_weights', 'baseline'):
+        if values[n] and not values['init_from']: raise ValueError(f'--{n} compares with weights: add --init_from=RUN')
     config = Config(**{n: values[n] for n in mine})
     for n, allowed in dict(optimizer='adamw muon adafactor', lr_schedule='cosine linear inverse_sqrt constant wsd', dtype='auto bfloat16 float16 float32', compile='auto true false', log_to=' wandb tensorboard').items():
         if values[n].lower() not in allowed.split(' '): raise ValueError(f'--{n}={values[n]}: expected one of {", ".join(allowed.split())}{nearest(values[n], allowed.split())}')
-    for n in ('batch_size', 'eval_interval', 'log_interval', 'learning_rate'):
+    for n in ('batch_size', 'log_interval', 'learning_rate'):
         if values[n] <= 0: raise ValueError(f'--{n}={values[n]}: expected more than 0')
     return config, file, {n: values[n] for n in own}, flags, {n: v for n, v in values.items() if v != base[n] and n not in ('model', 'out_dir', 'resume')}, saved
 
@@ -275,7 +285,8 @@ def make_optimizers(model, config, device):
     depths = {p: depth(n) for n, p in model.named_parameters()}
     top = max(depths.values())
     if (config.freeze or config.unfreeze_interval or config.layer_decay != 1) and not top: raise ValueError('--freeze, --unfreeze_interval and --layer_decay need a model file whose Model has depth_of(name)')
-    for p, d in depths.items(): p.requires_grad_(p.requires_grad and d >= config.freeze)
+    if config.freeze and not 0 < config.freeze < top: raise ValueError(f'--freeze={config.freeze}: the model has {top - 1} layers; expected 1 to {top - 1}')
+    for p, d in depths.items(): p.requires_grad_(p.requires_grad and not 0 < config.freeze >= d)
     for m in model.modules():                        # here, because sharding makes new parameters
         if hasattr(m, 'parts'): m.weight.parts = list(m.parts.values())
     inside = {p for m in model.modules() if isinstance(m, nn.ModuleList) for p in m.parameters() if p.ndim == 2}
@@ -548,10 +559,16 @@ def main(argv=None):
         with contextlib.suppress(ValueError):        # not in the main thread: the caller keeps its handlers
             for s in (signal.SIGINT, signal.SIGTERM): handlers[s] = signal.signal(s, ask_to_stop)
         return stop
-    try: return run(config, file, values, flags, changed, saved, argv, device, world, rank, listen, began)
+    try: result = run(config, file, values, flags, changed, saved, argv, device, world, rank, listen, began)
     finally:
         for s, h in handlers.items(): signal.signal(s, h)
         if distributed: dist.destroy_process_group()
+    if not config.baseline: return result
+    result['baseline'] = other = main(argv + ['--baseline=false', '--resume=false', '--new_weights', f'--out_dir={config.out_dir}-new'])
+    names = [k for k in result if k.startswith(('best_', 'val_', 'commonest_')) and k in other]
+    for k in names if rank == 0 else ():
+        print(f'{readable(k)}:'.ljust(36), f'from {config.init_from} {result[k]:.4f}, from new weights {other[k]:.4f}')
+    return result
 
 def open_data(config, file, flags, saved, origin, tokenizer):
     "-> prepared folder, its meta, tokenizer. `tokenizer`: that of the weights to start from, which the data must share"
@@ -580,7 +597,8 @@ def open_weights(config, file, flags, values, saved):
     source, given, weights, tokenizer = load_parts(config.init_from)
     if source is not file and 'model' in flags: raise ValueError(f'--init_from={config.init_from} holds a model of {source.__name__}.py, not of --model={config.model}')
     own = {f.name for f in dataclasses.fields(source.Config)} - {'vocab_size'}
-    return source, {**dataclasses.asdict(given), **{n: v for n, v in flags.items() if n in own}}, weights, tokenizer, config.init_from
+    wanted = {n: v for n, v in {**getattr(source, 'finetune', {}), **flags}.items() if n in own}
+    return source, {**dataclasses.asdict(given), **wanted}, None if config.new_weights else weights, tokenizer, config.init_from
 
 def build_model(file, mconfig, weights, origin, seed, new_task=False):
     """A model on the CPU: the same first weights on every device and rank. new_task: heads that the weights lack keep their
@@ -591,7 +609,9 @@ def build_model(file, mconfig, weights, origin, seed, new_task=False):
         own, block = model.state_dict(), getattr(mconfig, 'block_size', 0)
         for k, w in weights.items():                 # a lowered block_size keeps the first positions
             if k in own and w.ndim and len(own[k]) == block < len(w) and w.shape[1:] == own[k].shape[1:]: weights[k] = w[:block]
-        if new_task: weights = {**{k: v for k, v in own.items() if k not in weights}, **{k: v for k, v in weights.items() if k in own}}
+        if new_task:
+            head = lambda k: hasattr(model, 'depth_of') and model.depth_of(k) > mconfig.n_layer    # may have had other classes
+            weights = {**own, **{k: w for k, w in weights.items() if k in own and (w.shape == own[k].shape or not head(k))}}
         load_weights(model, weights, origin)
     return model
 
@@ -610,11 +630,13 @@ def make_room(out, resumed):
 
 class Feed:
     "rows of a corpus -> arrays of a micro-batch -> tensors on the device"
-    def __init__(self, file, mconfig, corpus, device):
-        self.file, self.mconfig, self.corpus, self.device = file, mconfig, corpus, device
+    def __init__(self, file, mconfig, corpus, device, tokenizer):
+        self.file, self.mconfig, self.corpus, self.device, self.tokenizer = file, mconfig, corpus, device, tokenizer
         self.count = getattr(file, 'count', lambda *arrays: (int((arrays[-1] >= 0).sum()),))
+        self.summary = getattr(file, 'summary', lambda stats: stats)
     def arrays(self, numbers):
         draw, rng = self.corpus.rows(numbers)
+        draw.tokenizer = self.tokenizer              # for what a token spells (whole words)
         return self.file.batch(draw, self.mconfig, rng)
     def send(self, arrays):
         tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
@@ -638,6 +660,7 @@ class Evaluation:
         if world > 1: dist.all_reduce(sums)
         self.totals, self.bytes, self.tokenizer, self.predictions = sums[:-1].float().to(feed.device), sums[-1].item(), tokenizer, []
         self.goal, self.sign = 'val_loss', -1        # the number that tells the best checkpoint; is more better or worse?
+        self.truth = [e[TRUTH[feed.corpus.kind]] for e in feed.corpus.examples]
 
     def sample(self):                                # (T,) token ids of the first window, or a list of examples
         draw, _ = self.feed.corpus.rows([0])
@@ -665,13 +688,12 @@ class Evaluation:
             found = [p for part in parts for p in part]
         row = dict(val_loss=total[0].item(), val_ppl=math.exp(min(total[0].item(), 700)))
         if self.bytes: row['val_bpb'] = row['val_loss'] * self.totals[0].item() / math.log(2) / self.bytes
-        row |= {'val_' + k: v for k, v in zip(names, total[1:].tolist())}
+        row |= {'val_' + k: v for k, v in self.feed.summary(dict(zip(names, total[1:].tolist()))).items()}
         if found:                                    # several rows of one example (windows of a long text): the best one counts
             best = {}
             for p in found: best[p['index']] = max(best.get(p['index'], p), p, key=lambda p: p.get('score', 0))
             self.predictions = [best[i] for i in sorted(best)]
-            from data import metrics
-            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], [self.feed.corpus.examples[p['index']][TRUTH[self.feed.corpus.kind]] for p in self.predictions])
+            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], [self.truth[p['index']] for p in self.predictions])
             row |= {'val_' + k: v for k, v in scores.items()}
             self.goal, self.sign = 'val_' + next(iter(scores)), 1
         return row
@@ -700,11 +722,12 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         print(f'wrote {config.export_hf}')
         return dict(export_hf=config.export_hf)
     folder, meta, tokenizer = open_data(config, file, flags, saved, origin, tokenizer)
-    fill = dict(vocab_size=meta['vocab_size'], kind=meta['kind'], n_labels=len(meta.get('labels') or []), **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
+    fill = dict(vocab_size=meta['vocab_size'], kind=meta['kind'], n_labels=len(meta.get('labels') or []), labels=json.dumps(meta.get('labels') or [], ensure_ascii=False),
+                no_answer=bool(meta.get('no_answer')), **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
     if weights is not None and meta['vocab_size'] > values['vocab_size']: raise ValueError(f'{config.data} has {meta["vocab_size"]} token ids, the model of {origin} {values["vocab_size"]}: leave out --tokenizer to prepare the text with its own')
     if weights is not None: fill.pop('vocab_size')
     if tokenizer and hasattr(file, 'fill'): fill |= file.fill(tokenizer)
-    new_task = bool(config.init_from) and not saved and values.get('kind', 'text') != meta['kind']
+    new_task = weights is not None and not saved and any(values.get(n, fill[n]) != fill[n] for n in ('kind', 'n_labels'))
     values = {**values, **{n: v for n, v in fill.items() if n in values and v is not None}}
     mconfig = file.Config(**values)
     dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype) or (
@@ -722,13 +745,19 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         torch.use_deterministic_algorithms(True)
     encode = lambda example: file.encode(example, tokenizer, mconfig)
     train_set, val_set = (Corpus(folder, meta, split, config.seed, split == 'train', encode) for split in ('train', 'val'))
-    feed = Feed(file, mconfig, train_set, device)
+    feed = Feed(file, mconfig, train_set, device, tokenizer)
     model = build_model(file, mconfig, weights, origin, config.seed, new_task).to(device)
-    heads = sorted({k.split('.')[0] for k in model.state_dict()} - {k.split('.')[0] for k in weights}) if new_task else []
+    heads = sorted({k.split('.')[0] for k, w in model.state_dict().items() if k not in weights or w.shape != weights[k].shape}) if new_task else []
     n_params, flops = sum(p.numel() for p in model.parameters()), model.flops() if hasattr(model, 'flops') else 0
     first = feed.send(feed.arrays(np.arange(micro)))
-    evaluation = Evaluation(Feed(file, mconfig, val_set, device), micro, config.eval_iters if meta['kind'] == 'text' else 0, tokenizer, meta.get('metric', ''), rank, world)
+    evaluation = Evaluation(Feed(file, mconfig, val_set, device, tokenizer), micro, config.eval_iters if meta['kind'] == 'text' else 0, tokenizer, meta.get('metric', ''), rank, world)
     tokens_per_row, peak = train_set.tokens_per_row, next((v for k, v in PEAK.items() if device.type == 'cuda' and k in torch.cuda.get_device_name(device)), 0)
+    if config.epochs: config = dataclasses.replace(config, max_iters=math.ceil(config.epochs * len(train_set) / config.batch_size))
+    if not config.eval_interval: config = dataclasses.replace(config, eval_interval=math.ceil(len(train_set) / config.batch_size))
+    floor = {}                                       # what the commonest class alone would score
+    if meta['kind'] == 'labelled' and meta['labels']:
+        common = statistics.mode(e['label'] for e in train_set.examples)
+        floor = metrics.compute(meta['metric'], [common] * len(evaluation.truth), evaluation.truth)
     if rank == 0: make_room(config.out_dir, saved)
     step, tokens, seconds, best, worse, evaluated = (saved[k] for k in ('step', 'tokens', 'train_seconds', 'best', 'worse', 'evaluated')) if saved else (0, 0, 0.0, -math.inf, 0, -1)
     log = Log(config.out_dir, rank == 0, step if saved else -1, config.log_to)
@@ -739,6 +768,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     log.say('settings: ' + ' '.join(f'{n}={values.get(n, v)}' for n, v in changed.items()))
     log.say(f'batch: {config.batch_size} rows of {tokens_per_row} tokens = {world} device(s) x {share // micro} micro-batch(es) x {micro}; an epoch is {len(feed.corpus) / config.batch_size:.1f} steps')
     if new_task: log.say(f'a new task: from {origin} come all weights but {", ".join(heads) or "none"}, which start anew')
+    if floor: log.say(f'always {meta["labels"][common]!r}, the commonest class: ' + ', '.join(f'{readable(k)} {v:.4f}' for k, v in floor.items()))
     with torch.no_grad(), autocast(): log.say(f'attention kernel: {attention_backend(lambda: model(*[t[:1] for t in first]))}')
 
     # ---- shards or DDP, compile, optimizers
@@ -804,7 +834,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             sums = sums.cpu()
             if world > 1: dist.all_reduce(sums)
             n, spent = step - mark[0], seconds - mark[1]
-            means = dict(zip(('train_loss', *('train_' + k for k in sorted(stats))), (sums / n).tolist()))
+            mean, *others = (sums / n).tolist()
+            means = {'train_loss': mean, **{'train_' + k: v for k, v in feed.summary(dict(zip(sorted(stats), others))).items()}}
             rate, eta = n * config.batch_size * tokens_per_row / spent, (config.max_iters - step) * spent / n
             line = dict(step=step, tokens=tokens, train_seconds=round(seconds, 3), **means, lr=config.learning_rate * lr_at(step - 1, config), grad_norm=norm.item(), tokens_per_second=round(rate, 1), peak_memory_mb=round(memory(), 1))
             if flops and peak: line['mfu'] = flops * n * config.batch_size / spent / peak / world
@@ -859,7 +890,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if signalled:
         log.say(f'{signal.Signals(signalled).name}: saved step {step}. To go on: {flags_again}')
         raise SystemExit(128 + signalled)
-    final = {**row, 'best_' + evaluation.goal[4:] if evaluation.sign > 0 else 'best_val_loss': evaluation.sign * best, 'steps': step, 'tokens': tokens, 'train_seconds': seconds, 'total_seconds': time.time() - began, 'tokens_per_second': tokens / seconds if seconds else 0.0, 'peak_memory_mb': memory(), 'parameters': n_params, 'out_dir': config.out_dir}
+    final = {**row, 'best_' + evaluation.goal[4:] if evaluation.sign > 0 else 'best_val_loss': evaluation.sign * best, 'steps': step, 'tokens': tokens, 'train_seconds': seconds, 'total_seconds': time.time() - began, 'tokens_per_second': tokens / seconds if seconds else 0.0, 'peak_memory_mb': memory(), 'parameters': n_params, 'out_dir': config.out_dir, **{'commonest_' + k: v for k, v in floor.items()}}
     if rank == 0:
         with torch.no_grad(), contextlib.suppress(OSError):
             model.eval()
@@ -867,7 +898,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         if config.export_hf and config.shard: log.say(f'sharded weights are exported from the checkpoint: python train.py --init_from={config.out_dir} --max_iters=0 --export_hf={config.export_hf}')
         elif config.export_hf: export_hf(file, model, tokenizer, config.export_hf); log.say(f'Hugging Face folder: {config.export_hf}')
         log.say(f'{step} steps, {tokens:,} tokens in {span(seconds)} of training ({span(time.time() - began)} in all, peak memory {memory() / 1024:.2f} GB)')
-        log.say(f'best {readable(evaluation.goal)} {evaluation.sign * best:.4f}' + ''.join(f', last {readable(k)} {row[k]:.4f}' for k in (evaluation.goal, 'val_bpb') if k in row))
+        log.say(f'best {readable(evaluation.goal)} {evaluation.sign * best:.4f}' + ''.join(f' (the commonest class alone: {v:.4f})' for v in [*floor.values()][:1]) + ''.join(f', last {readable(k)} {row[k]:.4f}' for k in (evaluation.goal, 'val_bpb') if k in row))
         log.say(f'curve: {config.out_dir}/loss.svg | use it: python sample.py --out_dir={config.out_dir} | go on: {flags_again} --max_iters={2 * max(step, 1)}')
     if world > 1: dist.barrier()
     return final

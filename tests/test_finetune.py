@@ -1,0 +1,169 @@
+"""Labelled data through the trainer: a new head on given weights, the task's metric, predictions, freezing, baselines.
+
+Oracles: scikit-learn's metrics on the written predictions, and the equations of layer-wise rates."""
+import json, os
+
+import numpy as np
+import pytest
+import torch
+
+import bert, train
+from data import text
+from sklearn.metrics import accuracy_score
+
+TINY = '--model=bert --preset=small --n_layer=3 --n_head=2 --n_embd=24 --n_hidden=40 --block_size=32 --device=cpu --log_interval=2'.split()
+TUNE = '--model=bert --device=cpu --log_interval=2 --eval_interval=5 --max_iters=10 --batch_size=8 --learning_rate=0.003'.split()
+
+
+def lines_of(path): return [json.loads(line) for line in open(path, encoding='utf-8')]
+def state(out): return torch.load(os.path.join(out, 'ckpt.pt'), weights_only=True)
+
+
+@pytest.fixture(scope='module')
+def pretrained(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pre')
+    data = text.prepare(str(corpus), tokenizer='bpe', vocab_size=500, out=str(folder / 'sums'))
+    out = str(folder / 'out')
+    train.main([*TINY, f'--data={data}', f'--out_dir={out}', '--batch_size=8', '--max_iters=4', '--eval_interval=4', '--eval_iters=3'])
+    return out
+
+
+@pytest.fixture(scope='module')
+def sums(tmp_path_factory):
+    """Sums that are right or wrong, and two more labels for other tests."""
+    rng, words = np.random.default_rng(3), 'zero one two three four five six seven eight nine ten'.split()
+    folder = tmp_path_factory.mktemp('labelled')
+    def write(name, make, n=300):
+        path = folder / name
+        rows = [make(*rng.integers(0, 5, 2)) for _ in range(n)]           # the number makes each line another one
+        path.write_text(''.join(json.dumps(r | {'text': f'{r["text"]} {i}'}) + '\n' for i, r in enumerate(rows)))
+        return str(path)
+    said = lambda a, b, c: f'{words[a]} plus {words[b]} is {words[c]}.'
+    return dict(
+        two=write('two.jsonl', lambda a, b: dict(text=said(a, b, a + b if a > 1 else 10), label='right' if a > 1 else 'wrong')),
+        three=write('three.jsonl', lambda a, b: dict(text=words[a], text_b=words[b], label='more' if a > b else 'less' if a < b else 'same')),
+        number=write('number.jsonl', lambda a, b: dict(text=said(a, b, a + b), label=float(a) / 2)))
+
+
+def tune(pretrained, data, out, *flags):
+    return train.main([*TUNE, f'--init_from={pretrained}', f'--data={data}', f'--out_dir={out}', *flags])
+
+
+def test_a_new_head_learns_and_its_predictions_are_written(pretrained, sums, tmp_path, capsys):
+    out = str(tmp_path / 'out')
+    result = tune(pretrained, sums['two'], out, '--max_iters=40', '--eval_interval=20', '--learning_rate=0.01')
+    said = capsys.readouterr().out
+    assert 'classifier, pooler, which start anew' in said or 'classifier' in said
+    saved = state(out)
+    assert json.loads(saved['config']['labels']) == ['right', 'wrong'] and saved['config']['n_labels'] == 2
+    folder = text.cached(sums['two'], next(iter([os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json')])), 0)
+    truth, common = [e['label'] for e in lines_of(os.path.join(folder, 'val.jsonl'))], None
+    predictions = lines_of(os.path.join(out, 'predictions.jsonl'))
+    assert [p['index'] for p in predictions] == list(range(len(truth)))
+    assert result['best_accuracy'] == pytest.approx(accuracy_score(truth, [p['prediction'] for p in predictions]))
+    counts = np.bincount([e['label'] for e in lines_of(os.path.join(folder, 'train.jsonl'))])
+    assert result['commonest_accuracy'] == pytest.approx(np.mean(np.array(truth) == counts.argmax()))
+    assert 'the commonest class' in said and result['best_accuracy'] == 1.0
+    assert all(p['name'] == ['right', 'wrong'][p['prediction']] for p in predictions)
+    best = torch.load(os.path.join(out, 'best.pt'), weights_only=True)
+    assert 'classifier.weight' in best['model']
+
+
+def test_a_body_comes_from_the_weights_and_a_baseline_does_not(pretrained, sums, tmp_path, capsys):
+    out = str(tmp_path / 'out')
+    result = tune(pretrained, sums['two'], out, '--max_iters=2', '--learning_rate=1e-12', '--baseline')
+    given, tuned, new = state(pretrained)['model'], state(out)['model'], state(out + '-new')['model']
+    name = 'encoder.blocks.1.mlp.up.weight'
+    assert torch.allclose(tuned[name], given[name], atol=1e-6) and not torch.allclose(new[name], given[name], atol=1e-3)
+    assert new[name].shape == given[name].shape and result['baseline']['out_dir'] == out + '-new'
+    last = capsys.readouterr().out.strip().splitlines()[-3:]
+    assert any(f'{result["best_accuracy"]:.4f}, from new weights {result["baseline"]["best_accuracy"]:.4f}' in line for line in last)
+    with pytest.raises(ValueError, match='--baseline compares with weights'): train.main([*TUNE, '--baseline'])
+
+
+def test_another_set_of_classes_starts_the_head_anew(pretrained, sums, tmp_path):
+    first, second, third = (str(tmp_path / n) for n in ('a', 'b', 'c'))
+    tune(pretrained, sums['two'], first, '--max_iters=1')
+    tune(first, sums['three'], second, '--max_iters=1', '--learning_rate=1e-12')
+    assert state(second)['model']['classifier.weight'].shape[0] == 3
+    tune(first, sums['two'], third, '--max_iters=1', '--learning_rate=1e-12')                  # the same task goes on
+    assert torch.allclose(state(third)['model']['classifier.weight'], state(first)['model']['classifier.weight'], atol=1e-6)
+
+
+def test_regression_reports_correlation(pretrained, sums, tmp_path):
+    out = str(tmp_path / 'out')
+    result = tune(pretrained, sums['number'], out, '--max_iters=60', '--eval_interval=20', '--learning_rate=0.01')
+    assert result['best_pearson_spearman'] > 0.5 and 'commonest_accuracy' not in result
+    assert isinstance(lines_of(os.path.join(out, 'predictions.jsonl'))[0]['prediction'], float)
+
+
+def test_freeze_leaves_the_lowest_layers(pretrained, sums, tmp_path):
+    out = str(tmp_path / 'out')
+    tune(pretrained, sums['two'], out, '--max_iters=2', '--freeze=2')
+    before, after = state(pretrained)['model'], state(out)['model']
+    moved = {k for k, w in after.items() if k in before and not torch.equal(w, before[k])}
+    assert moved and all(k.startswith(('encoder.blocks.2.', 'encoder.norm', 'pooler', 'head')) for k in moved)
+    with pytest.raises(ValueError, match='--freeze=4'): tune(pretrained, sums['two'], out, '--freeze=4')
+
+
+def test_gradual_unfreezing_goes_down_from_the_head(pretrained, sums, tmp_path):
+    moved = []
+    for steps in (1, 3, 5):
+        out = str(tmp_path / str(steps))
+        tune(pretrained, sums['two'], out, f'--max_iters={steps}', '--unfreeze_interval=2', '--warmup_iters=0', '--lr_schedule=constant')
+        before, after = state(pretrained)['model'], state(out)['model']
+        moved.append({int(k.split('.')[2]) for k in after if k.startswith('encoder.blocks.') and not torch.equal(after[k], before[k])})
+    assert moved == [set(), {2}, {1, 2}]
+
+
+def test_layer_decay_is_geometric_from_the_head(pretrained, monkeypatch):
+    model, _ = train.load_model(pretrained)
+    config = train.Config(model='bert', learning_rate=1.0, layer_decay=0.5)
+    adam, = train.make_optimizers(model, config, torch.device('cpu'))
+    names = {p: n for n, p in model.named_parameters()}
+    peak = {names[p]: g['peak'] for g in adam.param_groups for p in g['params']}
+    assert peak['head.dense.weight'] == 1 and peak['encoder.blocks.2.mlp.up.weight'] == 0.5
+    assert peak['encoder.blocks.0.mlp.up.weight'] == 0.125 and peak['embeddings.tokens.weight'] == 0.0625
+
+
+def test_patience_stops_on_the_tasks_metric(pretrained, sums, tmp_path):
+    out = str(tmp_path / 'out')
+    result = tune(pretrained, sums['two'], out, '--max_iters=50', '--eval_interval=1', '--patience=3', '--learning_rate=1e-12')
+    assert result['steps'] == 3                                           # nothing is learned: step 0 stays the best
+    log = [m for m in lines_of(os.path.join(out, 'metrics.jsonl')) if 'val_accuracy' in m]
+    assert len(log) == 4
+
+
+def test_epochs_and_evaluation_once_an_epoch(pretrained, sums, tmp_path):
+    out = str(tmp_path / 'out')
+    flags = [f for f in TUNE if not f.startswith(('--max_iters', '--eval_interval'))]
+    result = train.main([*flags, f'--init_from={pretrained}', f'--data={sums["two"]}', f'--out_dir={out}', '--epochs=2'])
+    n = len(lines_of(os.path.join(text.cached(sums['two'], os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0), 'train.jsonl')))
+    per = -(-n // 8)
+    assert result['steps'] == -(-2 * n // 8)
+    assert [m['step'] for m in lines_of(os.path.join(out, 'metrics.jsonl')) if 'val_loss' in m] == sorted({0, per, 2 * per if 2 * n % 8 == 0 else result['steps'], result['steps']} & {0, per, result['steps'], 2 * per})
+
+
+@pytest.mark.parametrize('kind', ['two', 'three', 'number'])
+def test_micro_batches_change_nothing_on_labelled_data(pretrained, sums, tmp_path, kind):
+    one, many = str(tmp_path / 'one'), str(tmp_path / 'many')
+    flags = ['--max_iters=3', '--dropout=0', '--attention_dropout=0']
+    a, b = tune(pretrained, sums[kind], one, *flags), tune(pretrained, sums[kind], many, '--micro_batch_size=2', *flags)
+    for k, w in state(one)['model'].items(): assert (w - state(many)['model'][k]).abs().max() < 3e-5, k
+    assert a['val_loss'] == pytest.approx(b['val_loss'], abs=1e-4)
+
+
+def test_resume_of_fine_tuning_is_bit_exact(pretrained, sums, tmp_path):
+    whole, cut = str(tmp_path / 'whole'), str(tmp_path / 'cut')
+    flags = ['--lr_schedule=constant', '--eval_interval=3']
+    tune(pretrained, sums['two'], whole, '--max_iters=6', *flags)
+    tune(pretrained, sums['two'], cut, '--max_iters=3', *flags)
+    train.main(['--model=bert', '--resume', f'--out_dir={cut}', '--max_iters=6'])
+    a, b = state(whole)['model'], state(cut)['model']
+    for k in a: assert torch.equal(a[k], b[k]), k
+
+
+def test_whole_words_are_masked_through_the_trainer(corpus, tmp_path):
+    data = text.prepare(str(corpus), tokenizer='bpe', vocab_size=500, out=str(tmp_path / 'sums'))
+    result = train.main([*TINY, f'--data={data}', f'--out_dir={tmp_path / "out"}', '--batch_size=4', '--max_iters=2', '--eval_iters=2', '--masking=word'])
+    assert np.isfinite(result['val_loss'])
