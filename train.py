@@ -634,6 +634,10 @@ class Feed:
         self.file, self.mconfig, self.corpus, self.device, self.tokenizer = file, mconfig, corpus, device, tokenizer
         self.count = getattr(file, 'count', lambda *arrays: (int((arrays[-1] >= 0).sum()),))
         self.summary = getattr(file, 'summary', lambda stats: stats)
+        self.lengths = np.array([sum(len(v) for v in row.values() if isinstance(v, list)) for row in corpus.items])
+    def by_length(self, numbers):
+        "the same rows, examples of equal length beside each other: less padding in a micro-batch, and the batch is the same"
+        return numbers[np.argsort(self.lengths[self.corpus.places(numbers, len(self.lengths), 0)[0]], kind='stable')] if len(self.lengths) else numbers
     def arrays(self, numbers):
         draw, rng = self.corpus.rows(numbers)
         draw.tokenizer = self.tokenizer              # for what a token spells (whole words)
@@ -650,7 +654,8 @@ class Evaluation:
         self.feed, self.micro, self.world, self.metric = feed, micro, world, metric
         counts = len(feed.count(*feed.arrays([0])))  # one row: learns the length of the windows
         n = min(len(feed.corpus), limit or len(feed.corpus))
-        self.chunks = [range(a, min(a + micro, n)) for a in range(0, n, micro)]
+        rows = feed.by_length(np.arange(n))
+        self.chunks = [rows[a:a + micro] for a in range(0, n, micro)]
         self.mine = self.chunks[rank::world]
         sums = np.zeros(counts + 1)
         for arrays in map(feed.arrays, self.mine):   # the numbers of targets, and of the bytes of text that they stand for
@@ -805,8 +810,9 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         except OSError as e: log.say(f'could not write {config.out_dir}/{name} ({e}); an earlier one is kept. Free some space: the run goes on'); return False
     def fetch(step):
         "this rank's micro-batches of a step, the global numbers of targets, the signal that any rank has, time over"
-        rows = step * config.batch_size + rank * share
-        micros = [feed.arrays(np.arange(rows + a, rows + a + micro)) for a in range(0, share, micro)]
+        rows = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+        rows = feed.by_length(rows)[rank::world] if len(feed.lengths) else rows[rank * share:(rank + 1) * share]
+        micros = [feed.arrays(rows[a:a + micro]) for a in range(0, share, micro)]
         wants = torch.tensor([*np.sum([feed.count(*m) for m in micros], 0), sum(stop[:1]), 0 < config.time_limit <= seconds], dtype=torch.float64)
         if world > 1: dist.all_reduce(wants)         # on the host: the device does not wait
         return [feed.send(m) for m in micros], wants[:-2].float().to(device), int(wants[-2]), wants[-1] > 0
