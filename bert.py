@@ -930,7 +930,7 @@ def to_hf(model):
     if kind == 'roberta': hf.update(pad_token_id=c.position_offset - 1, bos_token_id=c.cls_id, eos_token_id=c.sep_id)
     theirs = _read_config(hf)  # what they will build, read back, must be what we have
     compared = ('embed', 'hidden', 'positions', 'share_layers', 'pre_norm', 'gated', 'activation', 'n_segments', 'mlm_transform', 'norm_eps', 'window',
-                *(('pooler',) if c.kind in ('labelled', 'choice') else ()))
+                *(('pooler', 'pool') if c.kind in ('labelled', 'choice') else ()))
     differ = [f'{f}={getattr(c, f)!r}' for f in compared if getattr(theirs, f) != getattr(c, f)]
     differ += [f'no bias in {part}' for part in ('attention', 'mlp', 'norm', 'head', 'decoder') if c.has_bias(part) != theirs.has_bias(part)]
     if differ: raise ValueError(f'transformers has no {kind} with {", ".join(differ)}')

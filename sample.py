@@ -1,12 +1,19 @@
-"""Uses a trained model: continues your text, talks with you line by line, and measures.
+"""Uses a trained model: continues your text, fills its gaps, rewrites, classifies and answers it, and measures.
 
     python sample.py --prompt="def main(" --num_samples=3            # continues the text with the model in out/gpt
     python sample.py --init_from=gpt2/ --eval=lm --text=book.txt     # perplexity and bits per byte of a Hugging Face folder
-
     python sample.py --interactive                                   # a prompt a line; Ctrl-C stops it, Ctrl-D leaves
     python sample.py --eval=hellaswag.jsonl                          # multiple choice, last words: see `evaluate`
 
-From Python: `sample.generate(model, ids, 100)` continues ids (B, T), `sample.stream` does so token by token,
+    python sample.py --out_dir=out/bert --prompt="import [MASK]"     # the likeliest fillings of each gap
+    python sample.py --out_dir=out/bert-sst2 --classify=reviews.txt  # labels, values, tags or choices, a text a line
+    python sample.py --out_dir=out/bert-squad --context=page.txt --question="Who won?"       # the answer in the text
+    python sample.py --init_from=bert/ --embed=lines.txt --out=vectors.npy                   # (lines, width) float32
+    python sample.py --init_from=t5/ --prompt=FILE:lines.txt --beams=4 --out=german.txt      # a text in, a text out
+
+A FILE has a text a line; one that ends in .jsonl an object a line, with the columns that train.py takes for such data
+("text", "text_b", "tokens", "choices", "input", "target"). - stands for the lines of stdin. From Python: `sample.main([...])`
+returns what it prints, `sample.generate(model, ids, 100)` continues ids (B, T), `sample.stream` does so token by token,
 `sample.score` gives the log-likelihood of any text after any other.
 
 The context is always the last block_size tokens, as in nanoGPT. While a text is shorter, keys and values are kept in a
@@ -20,7 +27,7 @@ perplexity, after a start token, so that the first token counts too.
 
 Letters: B samples, T tokens, V vocabulary.
 """
-import codecs, contextlib, dataclasses, functools, glob, json, math, os, sys, time
+import codecs, collections, contextlib, dataclasses, functools, glob, json, math, os, re, sys, time, types
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +44,9 @@ class Config:
     init_from: str = ''              # or other weights: a .pt file or a Hugging Face folder
     tokenizer: str = ''              # a vocabulary (file or name), for weights that come without
     device: str = 'auto'             # auto, cpu, cuda, cuda:1, mps
-    dtype: str = 'auto'              # auto, bfloat16, float16, float32; auto: bfloat16 on CUDA, but float32 for --eval
+    dtype: str = 'auto'              # auto, bfloat16, float16, float32; auto: bfloat16 to write on CUDA, else float32
     compile: str = 'auto'            # torch.compile of the step of one token: auto (on CUDA), true, false
-    # continue a text
+    # continue a text (gpt)
     prompt: str = ''                 # the text to continue, FILE:path, or - for stdin; '' starts a new document
     num_samples: int = 1             # continuations of it, made together
     max_new_tokens: int = 200        # length of a continuation
@@ -59,8 +66,27 @@ class Config:
     eval: str = ''                   # lm: a text's likelihood; FILE.jsonl: multiple choice and last words
     text: str = ''                   # --eval=lm: the text, anything that train.py --data takes as your own text
     stride: int = 0                  # --eval=lm: tokens from one window to the next; 0: half of block_size
-    batch_size: int = 8              # --eval: rows at a time; changes no result
     delimiter: str = ' '             # --eval=FILE.jsonl: stands between two parts that have no white space there
+    # text to text (t5): --prompt is a text, FILE:path or -, a text a line; a text with <extra_id_0> in it is filled
+    beams: int = 1                   # beam search with so many; 1: greedy, or a draw if --temperature, --top_k or --top_p is given
+    length_penalty: float = 1.0      # beams are compared by (log p) / tokens^this: over 1 favours long texts
+    no_repeat_ngram: int = 0         # never write the same n tokens twice; 0: off
+    metric: str = ''                 # bleu, rouge, exact_match, ...: compare with the "target" column of the file
+    # read a text (bert, electra): --prompt with [MASK] is filled; with electra each token is doubted
+    top: int = 5                     # so many fillings, labels or answers
+    classify: str = ''               # TEXT, FILE or -: its label, value, tags or choice, whatever the model was fine-tuned for
+    question: str = ''               # TEXT, FILE or -: to be answered out of --context
+    context: str = ''                # TEXT or FILE, of any length
+    answer: bool = False             # implied by --question
+    embed: str = ''                  # TEXT, FILE or -: a vector a line into --out=FILE.npy, or how alike the lines are
+    pool: str = 'mean'               # the vector of a text: mean of its last hidden states, or that of the first token: cls
+    normalize: bool = False          # vectors of length 1
+    # all but continuing
+    batch_size: int = 32             # rows at a time; changes no result (but what is drawn)
+    out: str = ''                    # write what would be printed to this file
+    json: bool = False               # print JSON lines; also where --out ends in .jsonl
+
+    given = ()                       # the flags that were typed
 
 # ---------------------------------------------------------------------------------------------------- choosing a token
 
@@ -223,12 +249,12 @@ def visible(tokenizer, before, ids, stop='', final=True):
     return text[:len(text) - held], False
 
 
-def read_prompt(prompt):
+def read_prompt(prompt, flag='prompt'):
     if prompt == '-': return sys.stdin.read()
     if not prompt.startswith('FILE:'): return prompt
     try: return open(prompt[5:], encoding='utf-8', newline='').read()
-    except UnicodeDecodeError as e: raise ValueError(f'--prompt={prompt}: not UTF-8 text (byte {e.start})') from None
-    except OSError as e: raise ValueError(f'--prompt={prompt}: {e.strerror}') from None
+    except UnicodeDecodeError as e: raise ValueError(f'--{flag}={prompt}: not UTF-8 text (byte {e.start})') from None
+    except OSError as e: raise ValueError(f'--{flag}={prompt}: {e.strerror}') from None
 
 
 def continuations(model, tokenizer, prompt, config, rows, seed, show=None):
@@ -300,6 +326,259 @@ def converse(model, tokenizer, config):
     if ask: print()
     return dict(texts=texts)
 
+# ---------------------------------------------------------------------------------------------------- lines in, lines out
+
+def objects(path, lines, expected):
+    """Lines of JSON -> (line number, dict) of each that is not empty"""
+    for number, line in enumerate(lines, 1):
+        if not line.strip(): continue
+        try: item = json.loads(line)
+        except ValueError as e: raise ValueError(f'{path} line {number}: not JSON ({str(e)[:80]}); expected {expected}') from None
+        if not isinstance(item, dict): raise ValueError(f'{path} line {number}: a {type(item).__name__}; expected {expected}')
+        yield number, item
+
+
+def show_progress(done, total):
+    if sys.stderr.isatty(): print(f'\r{done}/{total}', end='\r' if done < total else '\r\033[K', file=sys.stderr, flush=True)
+
+
+def inputs(flag, value, columns, bare=True):
+    """What --flag=value names -> [dict]. columns: names that a line of .jsonl must have, ?: may have, *: a list of texts.
+    A plain line is the first of them. bare: a path needs no FILE: in front."""
+    from data import supervised
+    path = value[5:] if value.startswith('FILE:') else \
+        value if bare and (os.path.isfile(value) or re.fullmatch(r'\S+\.(jsonl|txt|tsv)', value)) else ''
+    text, first = read_prompt(path and 'FILE:' + path or value, flag), columns.split()[0]
+    lines = text.replace('\r\n', '\n').removesuffix('\n').split('\n') if path or value == '-' else [text]
+    plain = ({first.strip('*'): line.split() if '*' in first else line} for line in lines)
+    rows = dict(objects(path, lines, f'an object with {columns}') if path.endswith('.jsonl') else enumerate(plain, 1))
+    for number, row in rows.items():
+        for name in (c.strip('?*') for c in columns.split() if '?' not in c or c.strip('?*') in row):
+            texts = lambda x: isinstance(x, list) and all(isinstance(t, str) for t in x) and (x or name == 'tokens')
+            supervised.need(row, name, path or f'--{flag}', number, *((texts, 'a list of strings') if name + '*' in columns else ()))
+    if not rows: raise ValueError(f'--{flag}={value}: no lines')
+    return [*rows.values()]
+
+
+def report(records, config, text):
+    """Prints the records, or writes them to --out: a line of JSON each, or text(record). -> {'records'}"""
+    lines = [json.dumps(r, ensure_ascii=False) if config.json or config.out.endswith('.jsonl') else text(r) for r in records]
+    if config.out: train.write_atomic(config.out, lambda f: f.write(''.join(line + '\n' for line in lines).encode()))
+    else: print('\n'.join(lines), flush=True)
+    return dict(records=records)
+
+
+def file_of(model): return sys.modules[type(model).__module__]
+
+
+class Spelled:
+    """A tokenizer that reads the special tokens which are spelled out in a text."""
+    def __init__(self, tokenizer): self.tokenizer = tokenizer
+    def __getattr__(self, name): return getattr(self.tokenizer, name)
+    def encode(self, text): return self.tokenizer.encode(text, special=True)
+
+
+def coded(model, tokenizer, examples, **changes):
+    """examples -> rows as the model file makes them, and the Config for its batch(). Weights that come from elsewhere
+    know their special tokens by the tokenizer only."""
+    c = model.config
+    ids = {f'{r}_id': getattr(tokenizer, r) for r in ('cls', 'sep', 'mask', 'pad') if getattr(tokenizer, r) is not None}
+    c = dataclasses.replace(c, **{n: i for n, i in ids.items() if hasattr(c, n)}, **changes)
+    rows = [dict(row, index=i) for i, e in enumerate(examples) for row in file_of(model).encode(e, tokenizer, c)]
+    full = sum(any(len(x) >= c.block_size for x in lists(row)) for row in rows) if c.kind != 'qa' else 0
+    if full: print(f'{full} of {len(rows)} texts fill block_size={c.block_size}: what is longer is cut', file=sys.stderr)
+    return rows, c
+
+
+def lists(x):
+    """All lists of numbers in a row, whatever the model file calls them."""
+    if isinstance(x, list) and x and isinstance(x[0], int): return [x]
+    return [y for part in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()) for y in lists(part)]
+
+
+@torch.no_grad()
+def in_batches(model, c, rows, batch_size, work):
+    """work(tensors of batch(), rows) -> a list; all of these lists as one, in the order of the rows. Rows of a like length
+    go together, the longest first, so that little is padding and memory runs out at once or never."""
+    order = sorted(range(len(rows)), key=lambda i: -sum(map(len, lists(rows[i]))))
+    out, file, device = [None] * len(rows), file_of(model), next(model.parameters()).device
+    for a in range(0, len(rows), batch_size):
+        some = [rows[i] for i in order[a:a + batch_size]]
+        arrays = file.batch(types.SimpleNamespace(examples=lambda: some), c, None)
+        found = work([torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in arrays], some)
+        for i, y in zip(order[a:], found): out[i] = y
+        if len(rows) > batch_size: show_progress(a + len(some), len(rows))
+    return out
+
+# ---------------------------------------------------------------------------------------------------- filling gaps
+
+def spaced(tokenizer): return any(t[:1] == b' ' and t[1:2].isalpha() for t in tokenizer.tokens)   # ' the' is one token
+
+
+def tight(tokenizer, text, marks):
+    """The space in front of a gap belongs to the word that is missing, where words carry it."""
+    return re.sub(f' ({marks})', r'\1', text) if spaced(tokenizer) else text
+
+
+def after(tokenizer, ids, before):
+    """The text of ids that stand after the id `before`, with the space that it may begin with."""
+    return tokenizer.decode_bytes([before, *ids])[len(tokenizer.decode_bytes([before])):].decode('utf-8', 'replace')
+
+
+def fitted(tokenizer, parts, pieces):
+    """parts[0] pieces[0] parts[1] ... with the spaces that the words of this vocabulary ask for."""
+    text = parts[0]
+    for piece, part in zip(pieces, parts[1:]):
+        if not spaced(tokenizer): pass
+        elif not piece.startswith(' '): text = text.removesuffix(' ')      # goes on with a word, or closes a sentence
+        elif not (text[-1:].isalnum() or text[-1:] == '_'): piece = piece[1:]
+        text += piece + part
+    return text
+
+
+def fill(model, tokenizer, config):
+    """The likeliest tokens for each [MASK], each by itself, and the text with the best ones."""
+    if tokenizer.mask is None: raise ValueError(f'the vocabulary {tokenizer.name} has no mask token: nothing to fill')
+    name, V = next(s for s, i in tokenizer.special.items() if i == tokenizer.mask), tokenizer.vocab_size
+    texts = [row['text'].replace('[MASK]', name) for row in inputs('prompt', config.prompt, 'text', bare=False)]
+    for text in texts:
+        if name not in text: raise ValueError(f'--prompt={text[:60]}: no gap to fill; write [MASK] for each missing token')
+    given = [dict(text=tight(tokenizer, t, re.escape(name)), label=0) for t in texts]
+    rows, c = coded(model, Spelled(tokenizer), given, kind='labelled')
+    def work(arrays, rows):
+        holes, logits = arrays[0] == tokenizer.mask, model.logits(*arrays[:-1])                # (B, T), (B, T, V)
+        best = [y[hole].float().softmax(-1)[:, :V].topk(min(config.top, V)) for y, hole in zip(logits, holes)]
+        return [(p.tolist(), i.tolist()) for p, i in best]                 # (masks, top) each
+    records, size = [], max(1, min(config.batch_size, 2 ** 27 // (c.block_size * c.vocab_size)))    # (B, T, V)
+    for text, (p, ids) in zip(texts, in_batches(model, c, rows, size, work)):
+        parts, pieces = text.split(name), [[after(tokenizer, [i], tokenizer.mask) for i in row] for row in ids]
+        if len(pieces) != len(parts) - 1:
+            raise ValueError(f'--prompt has {len(parts) - 1} masks, {len(pieces)} of them within block_size={c.block_size} tokens')
+        masks = [[dict(token=t.strip() or t, probability=q) for t, q in zip(*both)] for both in zip(pieces, p)]
+        for m, piece in zip(masks[0], pieces[0] if len(masks) == 1 else ()): m['text'] = fitted(tokenizer, parts, [piece])
+        records.append(dict(prompt=text, masks=masks, text=fitted(tokenizer, parts, [row[0] for row in pieces])))
+    def shown(r):
+        line = lambda m: f'  {m["probability"]:.4f}  {m["token"]:<16}  {m.get("text", "")}'.rstrip()
+        lines = [x for n, row in enumerate(r['masks'], 1) for x in [f'mask {n}'] * (len(r['masks']) > 1) + [*map(line, row)]]
+        return '\n'.join([r['prompt']] * (len(texts) > 1) + lines + [r['text']] * (len(r['masks']) > 1))
+    return report(records, config, shown)
+
+
+def detect(model, tokenizer, config):
+    """ELECTRA's question, for each token: was it replaced? On a terminal the text, with the doubtful tokens in colour."""
+    given = [dict(row, label=0) for row in inputs('prompt', config.prompt, 'text', bare=False)]
+    rows, c = coded(model, Spelled(tokenizer), given, kind='labelled')
+    def work(arrays, rows): return [*zip(arrays[0].tolist(), model.logits(*arrays[:-1]).float().sigmoid().tolist())]
+    records, colour = [], sys.stdout.isatty() and not config.out
+    for row, (ids, p) in zip(rows, in_batches(model, c, rows, config.batch_size, work)):
+        n = max(map(len, lists(row))) - 1                                  # [CLS] text [SEP]
+        records.append(dict(tokens=[after(tokenizer, ids[i:i + 1], ids[i - 1]) for i in range(1, n)], replaced=p[1:n]))
+    paint = lambda t, p: f'\033[{41 if p >= 0.5 else 43};30m{t}\033[0m' if p >= 0.1 else t
+    line = lambda t, p: f'{p:.4f}  {t.strip() or repr(t)}'
+    return report(records, config, lambda r: ''.join(map(paint, *r.values())).strip() if colour else
+                  '\n'.join(map(line, *r.values())) + '\n' * (len(records) > 1))
+
+
+def write(model, tokenizer, config):
+    """Encoder-decoders: a text for each text. Where the input has sentinels, the text with its gaps filled."""
+    file, c, began = file_of(model), model.config, time.perf_counter()
+    from data import metrics
+    if config.metric and config.metric not in metrics.metrics:
+        raise ValueError(f'--metric={config.metric}: expected one of {", ".join(metrics.metrics)}')
+    examples = inputs('prompt', config.prompt, 'input target' if config.metric else 'input', bare=False)
+    name = {i: s for s, i in {**tokenizer.added, **tokenizer.special}.items()}
+    own = lambda m: name[tokenizer.sentinels[n]] if (n := int(m[1] or m[2])) < len(tokenizer.sentinels) else m[0]
+    texts = [re.sub(r'<\|sentinel_(\d+)\|>|<extra_id_(\d+)>', own, e['input']) for e in examples]
+    marks = '|'.join(re.escape(name[i]) for i in tokenizer.sentinels) or '(?!)'
+    given = [dict(input=tight(tokenizer, t, marks), target='') for t in texts]
+    rows, c = coded(model, Spelled(tokenizer), given, kind='pairs')
+    drawn, device = {'temperature', 'top_k', 'top_p'} & set(config.given), next(model.parameters()).device
+    options = {n: getattr(config, n) for n in ('temperature', 'top_k', 'top_p') if drawn}
+    options.update(beams=config.beams, length_penalty=config.length_penalty, no_repeat_ngram=config.no_repeat_ngram,
+                   generator=torch.Generator(device).manual_seed(config.seed),
+                   step=lambda ids, cache: model.step(ids, cache)[:, :tokenizer.vocab_size])   # never an id without a text
+    work = lambda arrays, rows: file.generate(model, *arrays[:2], config.max_new_tokens, **options).tolist()
+    records, count = [], 0
+    for e, text, ids in zip(examples, texts, in_batches(model, c, rows, config.batch_size, work)):
+        ids = ids[:ids.index(c.eot_id)] if c.eot_id in ids else ids
+        records.append(dict(e, output=file.text_of(ids, tokenizer, c.eot_id)))
+        cuts, count = [i for i, t in enumerate(ids) if t in tokenizer.sentinels] + [len(ids)], count + len(ids)
+        pieces = {name[ids[a]]: after(tokenizer, ids[a + 1:b], ids[a]) for a, b in zip(cuts, cuts[1:])}
+        parts = re.split(f'({marks})', text)                               # text, sentinel, text, ...
+        if pieces.keys() & {*parts[1::2]}:
+            records[-1]['filled'] = fitted(tokenizer, parts[::2], [pieces.get(m, m) for m in parts[1::2]])
+    print(f'{len(records)} texts, {count} tokens in {time.perf_counter() - began:.2f} s', file=sys.stderr)
+    result = report(records, config, lambda r: r.get('filled', r['output']).replace('\n', '\\n' if len(records) > 1 else '\n'))
+    if config.metric:
+        found = metrics.compute(config.metric, [r['output'] for r in records], [e.get('references') or e['target'] for e in examples])
+        print(', '.join(f'{n} {v:.4f}' for n, v in found.items()), file=sys.stdout if config.out else sys.stderr)
+        result |= found
+    return result
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+def classify(model, tokenizer, config):
+    """Of each text the label and their probabilities, a value (regression), a tag for each word, or the right choice."""
+    file, kind, labels = file_of(model), model.config.kind, getattr(model.config, 'labels', '')
+    columns = dict(labelled='text text_b?', tagged='tokens*', choice='text choices*')[kind]
+    names = json.loads(labels) if labels else [str(i) for i in range(model.config.n_labels)]
+    examples = inputs('classify', config.classify, columns)
+    rows, c = coded(model, tokenizer, [dict(e, label=0, tags=[0] * len(e.get('tokens', ()))) for e in examples])
+    def work(arrays, rows):
+        if kind == 'tagged': return [[names[i] for i in r['prediction']] for r in file.predict(model, arrays, rows, tokenizer)]
+        y = model.logits(*arrays[:-1]).float()                             # (B, classes), (B, 1) or (B, choices)
+        return y[:, 0].tolist() if kind == 'labelled' and not names else y.softmax(-1).tolist()
+    records = []
+    for e, y in zip(examples, in_batches(model, c, rows, config.batch_size, work)):
+        e = {k: e[k] for k in ('text', 'text_b', 'tokens', 'choices') if k in e}
+        records.append(dict(e, prediction=y))
+        if kind == 'tagged' or kind == 'labelled' and not names: continue
+        y = dict(sorted(zip(names if kind == 'labelled' else range(len(e['choices'])), y), key=lambda pair: -pair[1]))
+        records[-1].update(prediction=next(iter(y)), probabilities=y)
+    def shown(r):
+        if kind == 'tagged': return '\n'.join(map('{}\t{}'.format, r['tokens'], r['prediction'])) + '\n' * (len(records) > 1)
+        best = [f'{r["choices"][n] if kind == "choice" else n} {p:.4f}' for n, p in r.get('probabilities', {}).items()]
+        return '\t'.join([', '.join(best[:config.top]) or f'{r["prediction"]:.4f}', *(r[k] for k in ('text', 'text_b') if k in r)])
+    return report(records, config, shown)
+
+
+def embed(model, tokenizer, config):
+    """A vector a text: the mean of the last hidden states of its tokens, [CLS] and [SEP] counted, or that of [CLS]."""
+    texts = [row['text'] for row in inputs('embed', config.embed, 'text')]
+    if not config.out and not 1 < len(texts) <= 10:
+        raise ValueError(f'--embed of {len(texts)} texts: give --out=vectors.npy (without it 2 to 10 texts are compared)')
+    rows, c = coded(model, tokenizer, [dict(text=t, label=0) for t in texts], kind='labelled')
+    def work(arrays, rows):
+        x, mask = model.hidden(*arrays[:-1]).float(), arrays[2]            # (B, T, C), (B, T) bool or (B, 0): no padding
+        if config.pool == 'cls': x = x[:, 0]
+        else: x = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True) if mask.size(1) else x.mean(1)
+        return (F.normalize(x, dim=-1) if config.normalize else x).cpu()
+    vectors = torch.stack(in_batches(model, c, rows, config.batch_size, work))                 # (texts, C)
+    if config.out:
+        train.write_atomic(config.out, lambda f: np.save(f, vectors.numpy()))
+        print(f'{config.out}: {len(vectors)} vectors of {vectors.size(1)} float32', file=sys.stderr)
+        return dict(vectors=vectors.numpy())
+    alike = F.normalize(vectors, dim=-1) @ F.normalize(vectors, dim=-1).t()                    # cosines
+    return report([dict(text=t, cosines=row) for t, row in zip(texts, alike.tolist())], config,
+                  lambda r: ' '.join(f'{v:7.4f}' for v in r['cosines']) + '   ' + r['text'])
+
+
+def answer(model, tokenizer, config):
+    """The best span of the context for each question, and the next ones that other windows of it give. The score is the
+    sum of the logits of its start and end, less those of no answer if the model knows that."""
+    if not (config.question and config.context): raise ValueError('--answer needs --question=TEXT and --context=TEXT or FILE')
+    questions = [row['question'] for row in inputs('question', config.question, 'question')]
+    context = read_prompt('FILE:' * os.path.isfile(config.context) + config.context, 'context')
+    rows, c = coded(model, tokenizer, [dict(context=context, question=q) for q in questions])
+    work = lambda arrays, rows: file_of(model).predict(model, arrays, rows, tokenizer)
+    found = sorted(in_batches(model, c, rows, config.batch_size, work), key=lambda r: -r['score'])
+    best = [{} for _ in questions]
+    for r in found: best[r['index']].setdefault(r['prediction'], r['score'])                   # windows overlap: once each
+    records = [dict(question=q, answers=[dict(text=t, score=s) for t, s in [*b.items()][:config.top]])
+               for q, b in zip(questions, best)]
+    return report(records, config, lambda r: '\n'.join([r['question']] * (len(records) > 1) + [
+        f'{a["score"]:8.3f}  {a["text"] or "(no answer)"}' for a in r['answers']]))
+
 # ---------------------------------------------------------------------------------------------------- evaluating
 
 @torch.no_grad()
@@ -322,7 +601,7 @@ def score(model, rows, batch_size=8, progress=False):
             found.append(torch.stack((-F.cross_entropy(guess, target, reduction='sum'), (guess.argmax(-1) == target).all().float())))
         for i, (p, best) in zip(some, torch.stack(found).tolist()): out[i] = p, best > 0
         done += len(some)
-        if progress and sys.stderr.isatty(): print(f'\r{done}/{len(order)}', end='\r' if done < len(order) else '\r\033[K', file=sys.stderr, flush=True)
+        if progress: show_progress(done, len(order))
     model.train(training)
     return out
 
@@ -362,17 +641,14 @@ def read_items(path):
     try: lines = open(path, 'rb').read().splitlines()
     except OSError as e: raise ValueError(f'--eval={path}: {e.strerror}; expected lm or a .jsonl file') from None
     full = lambda x: isinstance(x, str) and x.strip()
-    for number, line in enumerate(lines, 1):
-        if not line.strip(): continue
-        try: item, wrong = json.loads(line), ''
-        except ValueError as e: item, wrong = {}, f'not JSON ({str(e)[:80]})'
-        if not isinstance(item, dict): wrong = f'a {type(item).__name__}'
-        elif 'choices' in item:
+    for number, item in objects(path, lines, expected):
+        wrong = ''
+        if 'choices' in item:
             choices, gold = item['choices'], item.get('gold')
             if not (isinstance(item.get('query'), str) and isinstance(choices, list) and choices and all(map(full, choices))):
                 wrong = '"query" is no text, or "choices" no list of texts'
             elif type(gold) is not int or not 0 <= gold < len(choices): wrong = f'"gold" is {gold!r} with {len(choices)} choices'
-        elif not isinstance(item.get('context'), str) or not full(item.get('continuation')): wrong = wrong or f'has {", ".join(item) or "nothing"}'
+        elif not isinstance(item.get('context'), str) or not full(item.get('continuation')): wrong = f'has {", ".join(item) or "nothing"}'
         if wrong: raise ValueError(f'{path} line {number}: {wrong}; expected {expected}')
         yield number, item
 
@@ -420,20 +696,56 @@ def evaluate(model, tokenizer, config):
 
 # ---------------------------------------------------------------------------------------------------- what can be done
 
-def continues(model, file): return hasattr(model, 'step') or getattr(file, 'likelihood', False)
+def writes(model, file): return hasattr(file, 'generate')                 # a source in, a text out
+def continues(model, file): return not writes(model, file) and (hasattr(model, 'step') or likelihoods(model, file))
 def likelihoods(model, file): return getattr(file, 'likelihood', False)    # logits(ids) are those of the next token
+def encodes(model, file): return hasattr(model, 'hidden') and hasattr(file, 'encode') and not hasattr(model, 'step')
+def is_for(*kinds): return lambda model, file: encodes(model, file) and model.config.kind in kinds
+def detects(model, file):                                                  # logits (B, T): was this token replaced?
+    return is_for('text')(model, file) and getattr(model.config, 'has_detector', getattr(file, 'detects', False))
+def fills(model, file): return is_for('text')(model, file) and not detects(model, file)
 
-# The first line whose flag is given, or the last one: (flag, what a model must offer, the use, words for it).
-# A use is a function of (model, tokenizer, config) that prints, and returns a dict.
-uses = [('eval', likelihoods, evaluate, 'tell the likelihood of a text'),
-        ('interactive', continues, converse, 'continue a text'),
-        ('prompt', continues, complete, 'continue a text')]
+# The first line whose flag is given and whose condition holds: the flag, what a model must offer, the use, words for it,
+# the further flags that it takes, how to get such a model. A use is a function of (model, tokenizer, config) that prints,
+# and returns a dict.
+Use = collections.namedtuple('Use', 'flag can run words takes how', defaults=[''])
+tuned = 'python train.py --init_from={} --data='
+drawing = 'temperature top_k top_p max_new_tokens seed '
+playing = drawing + 'num_samples min_p repetition_penalty stop ignore_eot stream cache slide'
+uses = [Use('eval', likelihoods, evaluate, 'tell the likelihood of a text', 'text stride delimiter batch_size'),
+        Use('interactive', continues, converse, 'continue a text', playing),
+        Use('classify', is_for('labelled', 'tagged', 'choice'), classify, 'classify', 'top batch_size out json', tuned + 'LABELLED.jsonl'),
+        Use('answer', is_for('qa'), answer, 'answer questions', 'question context top batch_size out json', tuned + 'squad'),
+        Use('embed', encodes, embed, 'give vectors', 'pool normalize batch_size out json'),
+        Use('prompt', continues, complete, 'continue a text', playing),
+        Use('prompt', writes, write, 'answer a text', drawing + 'beams length_penalty no_repeat_ngram metric batch_size out json'),
+        Use('prompt', detects, detect, 'find replaced tokens', 'batch_size out json'),
+        Use('prompt', fills, fill, 'fill in [MASK]', 'top batch_size out json')]
+
+
+def choose(config, path, model, file):
+    """-> the Use that the flags ask for"""
+    able = [u for u in uses if u.can(model, file)]
+    asked = next((u.flag for u in uses if getattr(config, u.flag)), '')
+    here = f'{path}: {file.__name__}.py' + (f' (kind={model.config.kind})' if hasattr(model.config, 'kind') else '')
+    offers = ', '.join(f'{u.words} (--{u.flag})' for u in able) or 'none of what sample.py does'
+    use = next((u for u in able if asked == u.flag or not asked and u.run is complete), None)  # no prompt: a new document
+    if use is None and not asked: raise ValueError(f'{here}: nothing asked for; it can {offers}')
+    if use is None:
+        some = [u for u in uses if u.flag == asked]
+        how = f': first {some[0].how.format(path)}' if some[0].how else ''
+        raise ValueError(f'{here} cannot {" or ".join(u.words for u in some)}{how}; it can {offers}')
+    fit = {use.flag, *use.takes.split(), *(f.name for group, _, f in train.fields_of(Config) if group == 'the model')}
+    if odd := [n for n in config.given if n not in fit]:
+        raise ValueError(f'--{odd[0]} does not go with --{use.flag} on {file.__name__}.py, which takes --{" --".join(use.takes.split())}')
+    return use
 
 # ---------------------------------------------------------------------------------------------------- the command line
 
 dtypes = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32)
 ranges = dict(num_samples=(1, 1e9), max_new_tokens=(1, 1e9), temperature=(0, 1e9), top_k=(0, 1e9), top_p=(0, 1), min_p=(0, 1),
-              repetition_penalty=(0.01, 100), slide=(1, 1e9), stride=(0, 1e9), batch_size=(1, 1e9))
+              repetition_penalty=(0.01, 100), slide=(1, 1e9), stride=(0, 1e9), batch_size=(1, 1e9), beams=(1, 1e9), top=(1, 1e9),
+              no_repeat_ngram=(0, 1e9))
 
 def parse(argv):
     """flags -> Config. Raises ValueError with one line on a user's mistake."""
@@ -455,7 +767,9 @@ def parse(argv):
         elif not eq: text = words.pop(0)
         values[name] = train.value_of(name, kind, text)
     config = Config(**values)
-    for name, choices in dict(dtype=('auto', *dtypes), compile=('auto', 'true', 'false')).items():
+    config.given, config.answer = tuple(values), config.answer or bool(config.question or config.context)
+    if not os.path.isdir(folder := os.path.dirname(config.out) or '.'): raise ValueError(f'--out={config.out}: no folder {folder}')
+    for name, choices in dict(dtype=('auto', *dtypes), compile=('auto', 'true', 'false'), pool=('mean', 'cls')).items():
         if getattr(config, name) not in choices: raise ValueError(f'--{name}={getattr(config, name)}: expected one of {", ".join(choices)}')
     for name, (low, high) in ranges.items():
         if not low <= getattr(config, name) <= high: raise ValueError(f'--{name}={getattr(config, name)}: expected {low} ' + (f'to {high}' if high < 1e9 else 'or more'))
@@ -473,14 +787,13 @@ def run(config):
     if tokenizer is None: raise ValueError(f'{path} has no tokenizer: give one with --tokenizer=FILE (or a name, such as gpt2)')
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f'{path} has {model.config.vocab_size} token ids, the vocabulary {tokenizer.name} {tokenizer.vocab_size}: it is not the one of this model')
-    _, can, use, words = next((u for u in uses if getattr(config, u[0])), uses[-1])
-    if not can(model, sys.modules[type(model).__module__]): raise ValueError(f'{path}: {type(model).__module__}.py cannot {words}')
-    dtype = dtypes.get(config.dtype) or (torch.bfloat16 if device.type == 'cuda' and torch.cuda.is_bf16_supported() and use is not evaluate else torch.float32)
-    return use(model.to(device, dtype).eval(), tokenizer, config)
+    use = choose(config, path, model, file_of(model)).run
+    half = use in (complete, converse, write) and device.type == 'cuda' and torch.cuda.is_bf16_supported()
+    return use(model.to(device, dtypes.get(config.dtype) or (torch.bfloat16 if half else torch.float32)).eval(), tokenizer, config)
 
 
 def main(argv=None):
-    """Does what the flags say; -> dict: 'texts', or what --eval has measured."""
+    """Does what the flags say; -> dict: 'texts', 'records', or what --eval has measured."""
     return run(parse(sys.argv[1:] if argv is None else argv))
 
 

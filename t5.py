@@ -135,7 +135,7 @@ _v11_sizes = {
 _mt5 = dict(vocab_size=250112, sentinel_first=250099, mask_id=250099)
 
 presets = {
-    'small': dict(_v11, block_size=128, n_layer=3, n_head=4, n_embd=256, n_hidden=512),
+    'small': dict(_v11, block_size=128, n_layer=3, n_head=4, n_embd=256, n_hidden=512, density=0.3),  # more to learn from a row
     **{f't5-{size}': p for size, p in _v10_sizes.items()},
     **{f't5-v1_1-{size}': dict(_v11, **p) for size, p in _v11_sizes.items()},
     **{f'flan-t5-{size}': dict(_v11, **p, dropout=0.1) for size, p in _v11_sizes.items()},  # made for fine-tuning
@@ -153,8 +153,9 @@ recipe = dict(preset='small', vocab_multiple=128, rms_scale=True, learning_rate=
 recipes = {name: dict(learning_rate=1e-2, lr_schedule='inverse_sqrt', warmup_iters=10000, max_iters=524288, batch_size=128,
                       eval_interval=1000) for name in presets}
 recipes['t5-v1_1-base'] |= dict(learning_rate=2e-2, min_lr=1e-5, lr_schedule='cosine', max_iters=65536)  # nanoT5's
-recipes['small'] = dict(learning_rate=1e-2, lr_schedule='linear', warmup_iters=20, max_iters=500, batch_size=16, beta2=0.98,
-                        eval_interval=125, eval_iters=64)
+recipes['small'] = dict(learning_rate=1e-2, lr_schedule='linear', warmup_iters=20, max_iters=600, batch_size=16, beta2=0.98,
+                        eval_interval=150, eval_iters=64)
+finetune = {n: v for n, v in recipe.items() if n not in ('preset', 'vocab_multiple')} | dict(epochs=3.0, eval_interval=0)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # objectives. Each takes the text (B, L) and uniform numbers u (B, 2L), and returns source (B, S), target (B, T), ended by
@@ -489,6 +490,7 @@ class Cache:
         self.head = None                               # (C, V): the head's matrix turned round, made for a single row on a CPU
         self.seen = None                               # (R, 1, 1, length): a decoder alone reads padding among its prompts
         self.position = torch.zeros((), dtype=torch.long, device=bias.device)         # tokens held
+        self.places = torch.arange(length, device=bias.device)
 
     def reorder(self, rows):
         """Row i becomes what row rows[i] was, (R,); the beams of a source stay among themselves."""
@@ -626,11 +628,12 @@ class Model(nn.Module):
     def step(self, ids, cache):
         """ids (R, T), the start token first -> logits of the token that follows the last one (R, V)"""
         T, S = ids.size(1), cache.length
+        positions = cache.position + cache.places[:T]
         if not torch.compiler.is_compiling() and ids.device.type == 'cpu':  # reading the place costs nothing here
             S = int(cache.position) + T  # no work on places that are still empty
+            positions = cache.places[S - T:S]
             if S > cache.length: raise ValueError(f'the cache of {cache.length} tokens is full')
-        positions = cache.position + torch.arange(T, device=ids.device)
-        far = positions[:, None] - torch.arange(S, device=ids.device)      # (T, S)
+        far = positions[:, None] - cache.places[:S]                        # (T, S)
         bias = cache.bias[:, far.clamp(min=0)].masked_fill(far < 0, -math.inf)[None]              # (1, H, T, S)
         if cache.seen is not None: bias = bias.masked_fill(~cache.seen[..., :S], -math.inf)
         x = self.tokens(ids)

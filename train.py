@@ -28,7 +28,9 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
     fill(tokenizer)            optional: further Config fields that the tokenizer decides, as a dict
     finetune                   optional: what trains well from given weights (--init_from), in the place of the recipes
     summary(stats)             optional: what is reported, made of the summed stats (a ratio of two sums, say)
-    Model.before_step(step)    optional: changes what is trained, from the number of the step alone; true if it did
+    Model.before_step(step)    optional: called with the number of each step, and once before the optimizers are built; true
+                               if other parameters train from this step on
+    hf_folders                 optional: {name: function like to_hf}, more models for folders inside an exported one
 
 Config fields named vocab_size, kind, n_labels, labels, no_answer, eot_id, pad_id, cls_id, sep_id, mask_id are filled from
 the data and its tokenizer. For labelled data a model file also defines
@@ -419,9 +421,11 @@ def load_model(path, device='cpu'):
     load_weights(model, weights, path)
     return model.to(device).eval(), tokenizer
 
-def export_hf(file, model, tokenizer, folder):
-    "write config.json, model.safetensors and, where the format can hold it, the tokenizer"
-    config, weights = file.to_hf(model)
+def export_hf(file, model, tokenizer, folder, convert=None):
+    "write config.json, model.safetensors and, where the format can hold it, the tokenizer; further models into folders of it"
+    config, weights = (convert or file.to_hf)(model) or (None, None)
+    if config is None: return
+    for name, other in getattr(file, 'hf_folders', {}).items() if not convert else (): export_hf(file, model, tokenizer, os.path.join(folder, name), other)
     os.makedirs(folder, exist_ok=True)
     write_safetensors(os.path.join(folder, 'model.safetensors'), {k: v.contiguous() for k, v in weights.items()})
     write_atomic(os.path.join(folder, 'config.json'), lambda f: f.write(json.dumps(config, indent=2).encode()))
@@ -731,9 +735,10 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                 no_answer=bool(meta.get('no_answer')), **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
     if weights is not None and meta['vocab_size'] > values['vocab_size']: raise ValueError(f'{config.data} has {meta["vocab_size"]} token ids, the model of {origin} {values["vocab_size"]}: leave out --tokenizer to prepare the text with its own')
     if weights is not None: fill.pop('vocab_size')
+    if weights is None and tokenizer: fill.update((n, -1) for n in ('cls_id', 'sep_id', 'mask_id') if fill[n] is None)   # it has none
     if tokenizer and hasattr(file, 'fill'): fill |= file.fill(tokenizer)
     new_task = weights is not None and not saved and any(values.get(n, fill[n]) != fill[n] for n in ('kind', 'n_labels'))
-    values = {**values, **{n: v for n, v in fill.items() if n in values and v is not None}}
+    values = {**values, **{n: v for n, v in fill.items() if n in values and v is not None and not (n in flags and n.endswith('_id'))}}
     mconfig = file.Config(**values)
     dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype) or (
         torch.float32 if device.type != 'cuda' else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
@@ -783,10 +788,15 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         for block in (b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m): fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
     compiled = config.compile.lower() == 'true' or config.compile.lower() == 'auto' and device.type == 'cuda'
-    net = fast = torch.compile(model) if compiled else model
-    if world > 1 and not config.shard: net = nn.parallel.DistributedDataParallel(fast, device_ids=[device.index] if device.type == 'cuda' else None, broadcast_buffers=False, gradient_as_bucket_view=True)
-    optimizers, scaler = make_optimizers(model, config, device), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    if saved: restore(optimizers, model, saved['optimizer']); scaler.load_state_dict(saved['scaler'])
+    fast, scaler = torch.compile(model) if compiled else model, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    stage = getattr(model, 'before_step', lambda step: False)
+    def distribute():                                # what hangs on the set of parameters that train
+        ddp = lambda: nn.parallel.DistributedDataParallel(fast, device_ids=[device.index] if device.type == 'cuda' else None, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return ddp() if world > 1 and not config.shard else fast, make_optimizers(model, config, device)
+    new_stage = stage(step)
+    net, optimizers = distribute()
+    if saved: scaler.load_state_dict(saved['scaler'])
+    if saved and not new_stage: restore(optimizers, model, saved['optimizer'])
     if compiled or device.type == 'cuda':            # off the clock; it changes no state
         log.live('compiling ...')
         t0 = time.time()
@@ -868,6 +878,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         if look or keep: clock = time.perf_counter()
         if done: break
         # ---- one optimizer step: the gradient of (sum of all losses) / (number of all targets)
+        if stage(step): net, optimizers = distribute()
         for group in (g for opt in optimizers for g in opt.param_groups): group['lr'] = group['peak'] * lr_at(step, config) * (step >= group['start'])
         for i, arrays in enumerate(micros):
             torch.manual_seed(int(keyed(config.seed, 3, step, rank, i)[0] >> np.uint64(1)))        # dropout and sampling

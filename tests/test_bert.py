@@ -147,7 +147,8 @@ def test_our_own_go_to_transformers(tmp_path):
         train.export_hf(bert, model, None, str(tmp_path / 'x'))
         hf = tf.AutoModelForMaskedLM.from_pretrained(tmp_path / 'x').eval()
         assert (hf(ids).logits - model.logits(ids)).abs().max() < 1e-4
-    for changes, message in ((dict(gated=True), 'gated=True'), (dict(positions='sinusoidal'), 'sinusoidal'), (dict(bias=False), 'no bias in attention'), (dict(mlm_transform=False), 'mlm_transform')):
+    for changes, message in ((dict(gated=True), 'gated=True'), (dict(positions='sinusoidal'), 'sinusoidal'), (dict(bias=False), 'no bias in attention'), (dict(mlm_transform=False), 'mlm_transform'),
+                             (dict(kind='labelled', n_labels=3, pool='mean'), "pool='mean'")):
         with pytest.raises(ValueError, match=message): bert.to_hf(bert.Model(small(**changes)))
 
 

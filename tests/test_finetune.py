@@ -167,3 +167,16 @@ def test_whole_words_are_masked_through_the_trainer(corpus, tmp_path):
     data = text.prepare(str(corpus), tokenizer='bpe', vocab_size=500, out=str(tmp_path / 'sums'))
     result = train.main([*TINY, f'--data={data}', f'--out_dir={tmp_path / "out"}', '--batch_size=4', '--max_iters=2', '--eval_iters=2', '--masking=word'])
     assert np.isfinite(result['val_loss'])
+
+
+def test_a_tokenizer_without_roles_is_not_given_berts(corpus, tmp_path):
+    """Its text holds ordinary tokens 101 to 103; [CLS] and [SEP] fall back on the end of text, a mask must be named."""
+    import bpe
+    tokens = bpe.train([corpus.read_text()], 400, special=['<|endoftext|>'])
+    tokens.save(str(tmp_path / 'tok.json'))
+    data = text.prepare(str(corpus), tokenizer=str(tmp_path / 'tok.json'), out=str(tmp_path / 'sums'))
+    run = [*TINY, f'--data={data}', f'--out_dir={tmp_path / "out"}', '--batch_size=4', '--max_iters=1', '--eval_iters=2']
+    with pytest.raises(ValueError, match='no mask token'): train.main(run)
+    train.main([*run, '--mask_id=7'])
+    config = state(str(tmp_path / 'out'))['config']
+    assert (config['cls_id'], config['sep_id'], config['mask_id']) == (-1, -1, 7)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import bpe, gpt, sample, train
+import bert, bpe, gpt, sample, t5, train
 
 transformers = pytest.importorskip('transformers')
 torch.set_num_threads(1)
@@ -509,3 +509,311 @@ def test_malformed_items(byte_pair, tmp_path, line, message):
     path.write_text('{"query": "a", "choices": ["b", "c"], "gold": 1}\n\n' + line + '\n')
     with pytest.raises(ValueError, match='bad.jsonl line 3: ') as e: sample.main([f'--init_from={folder}', f'--eval={path}', '--device=cpu'])
     assert message in str(e.value) and '\n' not in str(e.value)
+
+# ---------------------------------------------------------------------------------------------------- encoders
+
+WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *".,?!'-()", 'the', 'capital', 'of', 'france', 'is', 'paris', 'who', 'won', 'a', 'film', 'bad',
+         'good', '##s', '##ing', '##al', 'town', 'in', 'b', 'c', 'd', '##d', '##e', '##t', 't', 'n']
+
+
+@pytest.fixture(scope='module')
+def hf(tmp_path_factory):
+    """hf(head, **config): folder of a tiny random BERT as transformers saves it, with a WordPiece vocabulary, and the model."""
+    tokenizer, done = transformers.BertTokenizer(vocab={w: i for i, w in enumerate(WORDS)}), {}
+    def make(head, **more):
+        key = head + str(more)
+        if key not in done:
+            torch.manual_seed(len(done))
+            config = transformers.BertConfig(vocab_size=len(WORDS), hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=37,
+                                             max_position_embeddings=29, initializer_range=0.5, **more)
+            model, folder = getattr(transformers, 'Bert' + head)(config).eval(), str(tmp_path_factory.mktemp('hf'))
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            done[key] = folder, model
+        return *done[key], tokenizer
+    return make
+
+
+def test_fillings_equal_transformers(hf, capsys):
+    folder, model, tokenizer = hf('ForMaskedLM')
+    pipe = transformers.pipeline('fill-mask', model=model, tokenizer=tokenizer, device='cpu')
+    for text in ('The capital of [MASK] is Paris.', 'The [MASK] of [MASK] is good.'):
+        result, out, _ = call(capsys, f'--init_from={folder}', f'--prompt={text}', '--top=7')
+        (record,), theirs = result['records'], pipe(text, top_k=7)
+        theirs = theirs if isinstance(theirs[0], list) else [theirs]
+        assert len(record['masks']) == len(theirs) == text.count('[MASK]')
+        for mine, other in zip(record['masks'], theirs):
+            assert [m['token'] for m in mine] == [o['token_str'].removeprefix('##') for o in other]
+            assert [m['probability'] for m in mine] == pytest.approx([o['score'] for o in other], abs=1e-5)
+            if len(theirs) == 1: assert [m['text'].lower().replace(' ', '') for m in mine] == [o['sequence'].replace(' ', '').replace('ofis', 'of[UNK]is' if o['token_str'] == '[UNK]' else 'ofis').lower() for o in other]
+    assert out.count('mask ') == 2 and out.endswith(record['text'] + '\n')
+
+
+def test_a_file_of_gaps_and_the_places_of_fillings(hf, tmp_path, capsys):
+    folder = hf('ForMaskedLM')[0]
+    lines = ['The [MASK] .', 'Who won in [MASK] town?', 'a [MASK]']
+    (tmp_path / 'p.txt').write_text('\n'.join(lines) + '\n')
+    records = call(capsys, f'--init_from={folder}', f'--prompt=FILE:{tmp_path}/p.txt', '--batch_size=2', f'--out={tmp_path}/o.jsonl')[0]['records']
+    assert [json.loads(line) for line in open(tmp_path / 'o.jsonl')] == records
+    for line, r in zip(lines, records):                                    # padding and order change nothing
+        alone = sample.main([f'--init_from={folder}', f'--prompt={line}', '--device=cpu', '--json'])['records'][0]
+        assert json.loads(capsys.readouterr().out) == alone
+        assert alone['masks'][0][0]['probability'] == pytest.approx(r['masks'][0][0]['probability'], abs=1e-5) and alone['text'] == r['text']
+    wordpiece, gpt2 = train.load_model(folder)[1], bpe.train(['the town is good and the film is not '] * 40, 256 + 105 + 20)
+    def join(tokenizer, parts, *pieces): return sample.fitted(tokenizer, parts, list(pieces))
+    assert join(wordpiece, ['of ', ' is ', '.'], ' france', 's') == 'of france iss.' and join(wordpiece, ['well-', ''], ' known') == 'well-known'
+    assert join(gpt2, ['of ', ' is'], ' france') == 'of france is' and join(gpt2, ['of ', ' is'], 'ten') == 'often is' and join(gpt2, ['', ' is'], ' it') == 'it is'
+    assert join(bpe.byte(), ['of ', ''], 'f') == 'of f' and join(bpe.byte(), ['a', 'b'], ' ') == 'a b'
+    assert sample.tight(gpt2, 'of [M] is', r'\[M\]') == 'of[M] is' and sample.tight(bpe.byte(), 'of [M]', r'\[M\]') == 'of [M]'
+    assert sample.after(wordpiece, [WORDS.index('##s')], 4) == 's' and sample.after(wordpiece, [WORDS.index('the')], 4) == ' the'
+
+
+def encoder(tmp_path, kind, tokenizer, name='run', **more):
+    """A checkpoint of bert.py as train.py writes it."""
+    torch.manual_seed(3)
+    config = bert.Config(**{**dict(vocab_size=tokenizer.vocab_size, block_size=41, n_layer=2, n_head=3, n_embd=24, n_hidden=37, init_std=0.5, kind=kind, eot_id=tokenizer.eot,
+                                   pad_id=tokenizer.pad, cls_id=tokenizer.cls, sep_id=tokenizer.sep, mask_id=tokenizer.mask), **more})
+    return save(tmp_path / name, bert.Model(config), tokenizer, 'bert')
+
+
+def test_our_own_mask_token(tmp_path, capsys):
+    folder, tokenizer = encoder(tmp_path, 'text', bpe.byte()), bpe.byte()
+    model = train.load_model(folder)[0]
+    record = call(capsys, f'--out_dir={folder}', '--prompt=ab[MASK]d<|mask|>')[0]['records'][0]
+    ids = torch.tensor([[tokenizer.cls, 97, 98, tokenizer.mask, 100, tokenizer.mask, tokenizer.sep]])
+    with torch.no_grad(): p = model.logits(ids).softmax(-1)[0, [3, 5]].topk(5)
+    assert [[m['probability'] for m in row] for row in record['masks']] == [pytest.approx(row, abs=1e-6) for row in p.values.tolist()]
+    with pytest.raises(ValueError, match='2 masks, 1 of them within block_size=41'): call(capsys, f'--out_dir={folder}', '--prompt=[MASK]' + 'x' * 60 + '[MASK]')
+
+
+def test_classes_equal_transformers(hf, tmp_path, capsys):
+    folder, model, tokenizer = hf('ForSequenceClassification', id2label={0: 'bad', 1: 'so-so', 2: 'good'}, label2id={'bad': 0, 'so-so': 1, 'good': 2})
+    rows = [dict(text='a good film', label='good'), dict(text='the town', text_b='is bad, bad'), dict(text='who won in paris? ' * 9)]
+    (tmp_path / 'x.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n\n')
+    result, out, err = call(capsys, f'--init_from={folder}', f'--classify={tmp_path}/x.jsonl', '--top=2')
+    for row, r, line in zip(rows, result['records'], out.splitlines()):
+        with torch.no_grad(): p = model(**tokenizer(*[row[k] for k in ('text', 'text_b') if k in row], truncation=True, max_length=29, return_tensors='pt')).logits[0].softmax(-1)
+        assert r['probabilities'] == pytest.approx(dict(zip(('bad', 'so-so', 'good'), p.tolist())), abs=1e-5)
+        assert r['prediction'] == ('bad', 'so-so', 'good')[p.argmax()] and line.startswith(f'{r["prediction"]} {p.max():.4f}, ') and line.count(', ') - row['text'].count(',') >= 1
+        assert '\t' + row['text'] in line
+    assert '1 of 3 texts fill block_size=29' in err
+    alone = call(capsys, f'--init_from={folder}', '--classify=a good film')[0]['records'][0]
+    assert alone['probabilities'] == pytest.approx(result['records'][0]['probabilities'], abs=1e-5)
+
+
+def test_values_tags_choices(hf, tmp_path, capsys, monkeypatch):
+    folder, model, tokenizer = hf('ForSequenceClassification', num_labels=1)
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('a good film\nbad town\n'))
+    result, out, _ = call(capsys, f'--init_from={folder}', '--classify=-')
+    with torch.no_grad(): expected = [model(**tokenizer(t, return_tensors='pt')).logits.item() for t in ('a good film', 'bad town')]
+    assert [r['prediction'] for r in result['records']] == pytest.approx(expected, abs=1e-5) and out == f'{expected[0]:.4f}\ta good film\n{expected[1]:.4f}\tbad town\n'
+    folder, model, tokenizer = hf('ForTokenClassification', id2label={0: 'O', 1: 'B-PER', 2: 'I-PER'}, label2id={'O': 0, 'B-PER': 1, 'I-PER': 2})
+    words = [['the', 'towns', 'won'], ['paris']]
+    (tmp_path / 't.txt').write_text('\n'.join(map(' '.join, words)))
+    result, out, _ = call(capsys, f'--init_from={folder}', f'--classify={tmp_path}/t.txt')
+    for w, r in zip(words, result['records']):
+        x = tokenizer(w, is_split_into_words=True, return_tensors='pt')
+        with torch.no_grad(): y = model(**x).logits[0].argmax(-1)
+        assert r['tokens'] == w and r['prediction'] == [('O', 'B-PER', 'I-PER')[y[x.word_ids().index(i)]] for i in range(len(w))]
+    assert out.splitlines()[:3] == [f'{w}\t{t}' for w, t in zip(words[0], result['records'][0]['prediction'])]
+    folder, model, tokenizer = hf('ForMultipleChoice')
+    item = dict(text='who won', choices=['paris', 'the capital of france', 'a town'])
+    (tmp_path / 'c.jsonl').write_text(json.dumps(item))
+    record = call(capsys, f'--init_from={folder}', f'--classify={tmp_path}/c.jsonl')[0]['records'][0]
+    x = tokenizer(['who won'] * 3, item['choices'], padding=True, return_tensors='pt')
+    with torch.no_grad(): p = model(**{k: v[None] for k, v in x.items()}).logits[0].softmax(-1)
+    assert record['probabilities'] == pytest.approx(dict(enumerate(p.tolist())), abs=1e-5) and record['prediction'] == int(p.argmax())
+
+
+def test_a_checkpoint_of_our_own_names_its_labels(tmp_path, capsys):
+    for labels, names in (('["no", "yes", "so"]', {'no', 'yes', 'so'}), ('', {'0', '1', '2'})):
+        folder = encoder(tmp_path, 'labelled', bpe.byte(), n_labels=3, labels=labels, name=f'run{len(labels)}')
+        assert set(call(capsys, f'--out_dir={folder}', '--classify=what')[0]['records'][0]['probabilities']) == names
+
+
+def test_vectors_equal_transformers(hf, tmp_path, capsys):
+    folder, model, tokenizer = hf('Model')
+    lines = ['the capital of france is paris.', 'who', '', 'a good film in town', 'bad films']
+    (tmp_path / 'l.txt').write_text('\n'.join(lines) + '\n')
+    x = tokenizer(lines, padding=True, return_tensors='pt')
+    with torch.no_grad(): h = model(**x).last_hidden_state
+    mean = (h * x.attention_mask[..., None]).sum(1) / x.attention_mask.sum(1, keepdim=True)
+    for more, expected in (([], mean), (['--pool=cls'], h[:, 0]), (['--normalize', '--batch_size=2'], torch.nn.functional.normalize(mean, dim=-1))):
+        call(capsys, f'--init_from={folder}', f'--embed={tmp_path}/l.txt', f'--out={tmp_path}/v.npy', *more)
+        found = np.load(tmp_path / 'v.npy')
+        assert found.dtype == np.float32
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-4)
+    result, out, _ = call(capsys, f'--init_from={folder}', f'--embed=FILE:{tmp_path}/l.txt')
+    unit = torch.nn.functional.normalize(mean, dim=-1)
+    torch.testing.assert_close(torch.tensor([r['cosines'] for r in result['records']]), unit @ unit.t(), atol=1e-5, rtol=1e-4)
+    assert len(out.splitlines()) == 5
+    for kind in ('text', 'labelled'): assert sample.main([f'--out_dir={encoder(tmp_path, kind, bpe.byte(), kind)}', '--embed=a', f'--out={tmp_path}/v.npy', '--device=cpu'])['vectors'].shape == (1, 24)
+
+
+@pytest.mark.parametrize('no_answer', [False, True])
+def test_answers_are_the_best_spans(tmp_path, capsys, no_answer):
+    """By hand, in float64, over every window and every span."""
+    tokenizer, context, question = bpe.byte(), 'Who was it? It was neither Ada nor Grace, it was someone else.', 'who?'
+    folder = encoder(tmp_path, 'qa', tokenizer, doc_stride=11, max_answer=6, no_answer=no_answer)
+    model = train.load_model(folder)[0].double()
+    data, best = context.encode(), {}
+    room = 41 - 4 - 3
+    for at in range(0, len(data), 11):
+        part = list(data[at:at + room])
+        ids = [tokenizer.cls, *question.encode(), tokenizer.sep, *part, tokenizer.sep]
+        with torch.no_grad(): y = model.logits(torch.tensor([ids]), torch.tensor([[0] * 6 + [1] * (len(part) + 1)]))[0]
+        score, a, b = max((float(y[6 + a, 0] + y[6 + b, 1]), a, b) for a in range(len(part)) for b in range(a, min(a + 6, len(part))))
+        text = data[at + a:at + b + 1].decode().strip()
+        if no_answer:
+            score -= float(y[0, 0] + y[0, 1])
+            text = text if score > 0 else ''
+        best[text] = max(score, best.get(text, -math.inf))
+        if at + room >= len(data): break
+    (tmp_path / 'c.txt').write_text(context)
+    (tmp_path / 'q.txt').write_text('what about this?\nwho?\n')
+    expected = sorted(best.items(), key=lambda pair: -pair[1])[:5]
+    result, out, _ = call(capsys, f'--out_dir={folder}', '--answer', f'--context={tmp_path}/c.txt', f'--question={question}', '--batch_size=2')
+    assert [(a['text'], pytest.approx(a['score'], abs=1e-3)) for a in result['records'][0]['answers']] == expected and len(out.splitlines()) == len(expected)
+    both = call(capsys, f'--out_dir={folder}', f'--context={context}', f'--question={tmp_path}/q.txt', '--top=1')[0]['records']
+    assert [r['question'] for r in both] == ['what about this?', 'who?'] and both[1]['answers'][0]['text'] == expected[0][0]
+    assert [len(r['answers']) for r in both] == [1, 1] and len(expected) > 1
+
+
+def test_replaced_tokens(tmp_path, capsys, monkeypatch):
+    """A model file that says detects, such as electra.py; its logits are those of a token's id."""
+    shutil.copy(bert.__file__, tmp_path / 'doubts.py')
+    with open(tmp_path / 'doubts.py', 'a') as f: f.write('\ndetects = True\nModel.logits = lambda self, ids, segments=None, mask=None: (ids.float() - 98) * 3\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = encoder(tmp_path, 'text', bpe.byte())
+    saved = torch.load(folder + '/ckpt.pt', weights_only=True)
+    torch.save({**saved, 'model_name': 'doubts'}, folder + '/ckpt.pt')
+    result, out, _ = call(capsys, f'--out_dir={folder}', '--prompt=abc d')
+    expected = [1 / (1 + math.exp(-3 * (i - 98))) for i in b'abc d']
+    assert ''.join(result['records'][0]['tokens']) == 'abc d' and result['records'][0]['replaced'] == pytest.approx(expected, abs=1e-6)
+    assert out.splitlines() == [f'{p:.4f}  {t}' for p, t in zip(expected, ['a', 'b', 'c', "' '", 'd'])]
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
+    assert call(capsys, f'--out_dir={folder}', '--prompt=abc d')[1] == 'a\033[41;30mb\033[0m\033[41;30mc\033[0m \033[41;30md\033[0m\n'
+
+# ---------------------------------------------------------------------------------------------------- text to text
+
+@pytest.fixture(scope='module')
+def translator(tmp_path_factory):
+    """A tiny random T5 over bytes, ours and transformers', and the folder of a run."""
+    torch.manual_seed(2)
+    tokenizer = bpe.byte()
+    config = transformers.T5Config(vocab_size=tokenizer.vocab_size, d_model=24, d_kv=7, d_ff=37, num_layers=2, num_heads=3, pad_token_id=tokenizer.pad,
+                                   eos_token_id=tokenizer.eot, decoder_start_token_id=tokenizer.pad, n_positions=64)
+    theirs = transformers.T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        theirs.shared.weight.mul_(0.5)
+        theirs.shared.weight[tokenizer.eot] = 0.5                          # so that the texts differ
+    made, state = t5.from_hf(config.to_dict(), {k: v.clone() for k, v in theirs.state_dict().items()})
+    made = dataclasses.replace(made, **{k: v for k, v in t5.fill(tokenizer).items() if k != 'start_id'})
+    model = t5.Model(made)
+    model.load_state_dict(state)
+    return model.eval(), theirs, tokenizer, save(tmp_path_factory.mktemp('t5'), model, tokenizer, 't5')
+
+
+LINES = ['turn this round', 'x', '', 'another, rather longer line', 'and one']
+
+
+@pytest.mark.parametrize('flags,options', [([], {}), (['--beams=3', '--length_penalty=0.6'], dict(num_beams=3, length_penalty=0.6)),
+                                           (['--no_repeat_ngram=2', '--batch_size=1'], dict(no_repeat_ngram_size=2)),
+                                           (['--beams=2', '--no_repeat_ngram=3', '--batch_size=2'], dict(num_beams=2, no_repeat_ngram_size=3))], ids=str)
+def test_texts_equal_transformers(translator, tmp_path, capsys, flags, options):
+    model, theirs, tokenizer, folder = translator
+    (tmp_path / 'in.txt').write_text('\n'.join(LINES) + '\n')
+    expected = []
+    for line in LINES:                                                     # one by one: no padding in the oracle
+        ids = torch.tensor([[*tokenizer.encode(line), tokenizer.eot]])
+        out = theirs.generate(ids, max_new_tokens=13, do_sample=False, **options)[0, 1:].tolist()
+        expected.append(tokenizer.decode([i for i in out[:out.index(tokenizer.eot) if tokenizer.eot in out else None]]))
+    result, out, err = call(capsys, f'--out_dir={folder}', f'--prompt=FILE:{tmp_path}/in.txt', '--max_new_tokens=13', *flags)
+    assert [r['output'] for r in result['records']] == expected and len(set(expected)) > 2 and '5 texts' in err
+    assert out.split('\n')[:-1] == [e.replace('\n', '\\n') for e in expected]
+    call(capsys, f'--out_dir={folder}', f'--prompt=FILE:{tmp_path}/in.txt', '--max_new_tokens=13', f'--out={tmp_path}/o.txt', *flags)
+    assert (tmp_path / 'o.txt').read_bytes().decode() == out
+
+
+def test_cached_equals_uncached_and_draws(translator, capsys, tmp_path):
+    model, _, tokenizer, folder = translator
+    ids = torch.tensor([[*tokenizer.encode('turn this'), tokenizer.eot]])
+    said = [tokenizer.pad]
+    with torch.no_grad():
+        for _ in range(17): said.append(int(model.logits(ids, torch.tensor([said]))[0, -1].argmax()))
+    said = said[1:said.index(tokenizer.eot)] if tokenizer.eot in said else said[1:]
+    alone = lambda *more: call(capsys, f'--out_dir={folder}', '--prompt=turn this', '--max_new_tokens=17', *more)[0]['records'][0]['output']
+    assert alone() == tokenizer.decode(said) == alone('--top_k=1') == alone('--temperature=0')
+    drawn = [alone('--temperature=3', '--seed=1'), alone('--temperature=3', '--seed=1'), alone('--temperature=3', '--seed=2'), alone('--top_p=1')]
+    assert drawn[0] == drawn[1] and len(set(drawn)) == 3
+    with pytest.raises(ValueError, match='beam search'): alone('--beams=2', '--temperature=1')
+
+
+def test_sentinels_are_filled(translator, capsys, monkeypatch):
+    model, _, tokenizer, folder = translator
+    a, b, c = tokenizer.sentinels[:3]
+    seen, options = [], []
+    def fake(model, source, mask, *rest, **more):
+        seen.append(source[0].tolist())
+        options.append(more)
+        model.step = lambda ids, cache: torch.zeros(1, 999)                # a head with more rows than the vocabulary has texts
+        assert more['step'](None, None).shape == (1, tokenizer.vocab_size)
+        return torch.tensor([[a, *b'for', b, *b'week', c, *b'no', tokenizer.eot, *b'x']])
+    monkeypatch.setattr(t5, 'generate', fake)
+    result, out, _ = call(capsys, f'--out_dir={folder}', '--prompt=Thanks <extra_id_0> you <|sentinel_1|>!<extra_id_7>')
+    assert out == 'Thanks for you week!<|sentinel_7|>\n' and result['records'][0]['output'] == '<|sentinel_0|>for<|sentinel_1|>week<|sentinel_2|>no'
+    assert seen[0][:15] == [*b'Thanks ', a, *b' you ', b, ord('!')]
+    assert call(capsys, f'--out_dir={folder}', '--prompt=plain', '--beams=3', '--length_penalty=0.6', '--no_repeat_ngram=2')[1].startswith('<|sentinel_0|>')
+    call(capsys, f'--out_dir={folder}', '--prompt=plain', '--top_p=0.5', '--top_k=7')
+    known = [{k: v for k, v in o.items() if k not in ('generator', 'step')} for o in options[1:]]
+    assert known == [dict(beams=3, length_penalty=0.6, no_repeat_ngram=2), dict(beams=1, length_penalty=1.0, no_repeat_ngram=0, temperature=0.8, top_k=7, top_p=0.5)]
+
+
+def test_metric_of_a_file(translator, tmp_path, capsys):
+    _, _, tokenizer, folder = translator
+    flags = f'--out_dir={folder}', f'--prompt=FILE:{tmp_path}/in.jsonl', '--max_new_tokens=7'
+    (tmp_path / 'in.jsonl').write_text('\n'.join(json.dumps(dict(input=line)) for line in LINES))
+    said = [r['output'] for r in call(capsys, *flags)[0]['records']]
+    with pytest.raises(ValueError, match='in.jsonl line 1: no "target"'): sample.main([*flags, '--metric=exact_match', '--device=cpu'])
+    (tmp_path / 'in.jsonl').write_text('\n'.join(json.dumps(dict(input=line, target=t if i % 2 else 'no')) for i, (line, t) in enumerate(zip(LINES, said))))
+    result, out, err = call(capsys, *flags, '--metric=exact_match')
+    assert result['exact_match'] == 0.4 and 'exact_match 0.4' in err and out.count('\n') == 5
+    with pytest.raises(ValueError, match='--metric=blue: expected one of'): sample.main([*flags, '--metric=blue', '--device=cpu'])
+
+
+@pytest.mark.parametrize('architecture', ['decoder', 'prefix'])
+def test_other_architectures(architecture, tmp_path, capsys):
+    tokenizer = bpe.byte()
+    torch.manual_seed(1)
+    model = t5.Model(t5.Config(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=3, n_embd=24, head_dim=7, n_hidden=37, architecture=architecture,
+                               kind='pairs', pad_id=tokenizer.pad, eot_id=tokenizer.eot, **t5.fill(tokenizer)))
+    folder = save(tmp_path / 'run', model, tokenizer, 't5')
+    (tmp_path / 'in.txt').write_text('\n'.join(LINES))
+    records = call(capsys, f'--out_dir={folder}', f'--prompt=FILE:{tmp_path}/in.txt', '--max_new_tokens=5')[0]['records']
+    for line, r in zip(LINES, records):
+        out = t5.generate(model, torch.tensor([[*line.encode(), tokenizer.eot]]), max_new_tokens=5)
+        assert r['output'] == t5.text_of(out[0], tokenizer, tokenizer.eot)
+
+# ---------------------------------------------------------------------------------------------------- what does not go together
+
+def test_what_a_model_cannot_do(run_folder, translator, hf, tmp_path):
+    masked, t5_run, tagged = hf('ForMaskedLM')[0], translator[3], hf('ForTokenClassification', num_labels=3)[0]
+    qa, choice = encoder(tmp_path, 'qa', bpe.byte(), 'qa'), encoder(tmp_path, 'choice', bpe.byte(), 'choice')
+    (tmp_path / 'bad.jsonl').write_text('{"text": "a"}\n{"text_b": 1}\n')
+    for path, argv, message in (
+            (masked, ['--classify=a'], 'bert.py (kind=text) cannot classify: first python train.py --init_from='), (masked, ['--prompt=a'], 'write [MASK]'),
+            (masked, [], 'nothing asked for; it can give vectors (--embed), fill in [MASK] (--prompt)'), (masked, ['--eval=lm'], 'cannot tell the likelihood'),
+            (masked, ['--prompt=[MASK]', '--stream'], '--stream does not go with --prompt on bert.py'), (masked, ['--interactive'], 'cannot continue a text'),
+            (masked, ['--question=a'], '--data=squad'), (masked, ['--prompt=[MASK]', '--classify=a'], 'cannot classify'),
+            (masked, ['--embed=a'], '--out=vectors.npy'), (masked, ['--embed=none.txt'], '--embed=FILE:none.txt: No such file'),
+            (tagged, ['--prompt=[MASK]'], 'bert.py (kind=tagged) cannot continue a text or'), (tagged, ['--classify=FILE:none'], 'No such file'),
+            (tagged, [f'--classify={tmp_path}/bad.jsonl'], 'bad.jsonl line 1: no "tokens" column'), (choice, ['--classify=a'], '--classify line 1: no "choices" column'),
+            (qa, ['--answer'], '--answer needs --question'), (qa, ['--context=a'], '--answer needs --question'), (qa, ['--classify=a'], 'cannot classify'),
+            (qa, ['--question=a', '--context=FILE:none'], '--context=FILE:none: No such file'), (run_folder, ['--embed=a'], 'gpt.py cannot give vectors'),
+            (run_folder, ['--classify=a'], 'gpt.py cannot classify'), (run_folder, ['--prompt=a', '--beams=3'], '--beams does not go with --prompt on gpt.py'),
+            (t5_run, ['--classify=a'], 't5.py (kind=text) cannot classify'), (t5_run, ['--prompt=a', '--min_p=0.1'], '--min_p does not go'),
+            (t5_run, ['--prompt=FILE:none'], '--prompt=FILE:none: No such file'), (t5_run, [], 'nothing asked for; it can answer a text (--prompt)'),
+            (masked, ['--embed=a', '--out=no/v.npy'], '--out=no/v.npy: no folder no'), (masked, ['--embed=a', '--pool=max'], '--pool=max: expected one of mean, cls'), (masked, ['--prompt=[MASK]', '--top=0'], 'expected 1 or more')):
+        with pytest.raises((ValueError, OSError)) as e: sample.main([f'--init_from={path}', '--device=cpu', *argv])
+        assert message in str(e.value) and '\n' not in str(e.value), (argv, str(e.value))
