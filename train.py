@@ -56,7 +56,8 @@ import torch.nn.functional as F
 
 import bpe
 from data import metrics, text
-from data.rows import Corpus, keyed
+from data import rows as data_rows
+from data.rows import keyed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -65,7 +66,9 @@ class Config:
     # run
     model: str = 'gpt'              # model file: gpt, bert, t5, electra, or your own NAME.py
     preset: str = ''                # one of the model file's presets (a size, or a whole speedrun)
-    data: str = 'stdlib'            # data/NAME.py, a prepared folder, or your text: file, folder, .jsonl, .gz
+    data: str = 'stdlib'            # data/NAME.py, a prepared folder, or your text: file, folder, .jsonl, .gz; A+B mixes
+    mix_cap: int = 0                # --data=A+B+C: a part counts as no larger than this many examples (T5's K); 0 means no limit
+    mix_temperature: float = 1.0    # --data=A+B+C: 1 mixes by size, more evens the shares out
     tokenizer: str = ''             # bpe, char, byte, gpt2, or a vocabulary file; '' takes the data set's own
     out_dir: str = ''               # where the run is written; '' means out/MODEL
     init_from: str = ''             # start from weights: an out_dir, a .pt file, or a Hugging Face folder
@@ -638,7 +641,7 @@ class Feed:
         self.file, self.mconfig, self.corpus, self.device, self.tokenizer = file, mconfig, corpus, device, tokenizer
         self.count = getattr(file, 'count', lambda *arrays: (int((arrays[-1] >= 0).sum()),))
         self.summary = getattr(file, 'summary', lambda stats: stats)
-        self.lengths = np.array([sum(len(v) for v in row.values() if isinstance(v, list)) for row in corpus.items])
+        self.lengths = np.array([data_rows.tokens_in(row) for row in corpus.items])
     def by_length(self, numbers):
         "the same rows, examples of equal length beside each other: less padding in a micro-batch, and the batch is the same"
         return numbers[np.argsort(self.lengths[self.corpus.places(numbers, len(self.lengths), 0)[0]], kind='stable')] if len(self.lengths) else numbers
@@ -654,8 +657,8 @@ TRUTH = dict(labelled='label', choice='label', tagged='tags', qa='answers', pair
 
 class Evaluation:
     "a fixed set of validation rows, the same for every batch size and number of ranks, shared out in micro-batches"
-    def __init__(self, feed, micro, limit, tokenizer, metric, rank, world):
-        self.feed, self.micro, self.world, self.metric = feed, micro, world, metric
+    def __init__(self, feed, micro, limit, tokenizer, meta, rank, world):
+        self.feed, self.micro, self.world, self.metric, self.labels = feed, micro, world, meta.get('metric', ''), meta.get('labels')
         counts = len(feed.count(*feed.arrays([0])))  # one row: learns the length of the windows
         n = min(len(feed.corpus), limit or len(feed.corpus))
         rows = feed.by_length(np.arange(n))
@@ -669,7 +672,7 @@ class Evaluation:
         if world > 1: dist.all_reduce(sums)
         self.totals, self.bytes, self.tokenizer, self.predictions = sums[:-1].float().to(feed.device), sums[-1].item(), tokenizer, []
         self.goal, self.sign = 'val_loss', -1        # the number that tells the best checkpoint; is more better or worse?
-        self.truth = [e[TRUTH[feed.corpus.kind]] for e in feed.corpus.examples]
+        self.truth = [e.get('references') or e.get(TRUTH[feed.corpus.kind]) for e in feed.corpus.examples]
 
     def sample(self):                                # (T,) token ids of the first window, or a list of examples
         draw, _ = self.feed.corpus.rows([0])
@@ -698,13 +701,34 @@ class Evaluation:
         row = dict(val_loss=total[0].item(), val_ppl=math.exp(min(total[0].item(), 700)))
         if self.bytes: row['val_bpb'] = row['val_loss'] * self.totals[0].item() / math.log(2) / self.bytes
         row |= {'val_' + k: v for k, v in self.feed.summary(dict(zip(names, total[1:].tolist()))).items()}
-        if found:                                    # several rows of one example (windows of a long text): the best one counts
+        if found and self.metric in metrics.metrics: # several rows of one example (windows of a long text): the best one counts
             best = {}
             for p in found: best[p['index']] = max(best.get(p['index'], p), p, key=lambda p: p.get('score', 0))
             self.predictions = [best[i] for i in sorted(best)]
-            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], [self.truth[p['index']] for p in self.predictions])
+            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], [self.truth[p['index']] for p in self.predictions], self.labels)
             row |= {'val_' + k: v for k, v in scores.items()}
             self.goal, self.sign = 'val_' + next(iter(scores)), 1
+        return row
+
+class Evaluations:
+    """Several validation sets: each one's numbers bear its title. A folder's own set has none and tells the best checkpoint; of a
+    mixture the means do, of the losses and of each part's main metric (BLEU as a share of 1)."""
+    def __init__(self, sets):
+        self.sets, first, self.predictions, self.goal, self.sign = sets, next(iter(sets.values())), [], 'val_loss', -1
+        self.totals, self.truth, self.sample = first.totals, first.truth, first.sample
+
+    def __call__(self, *args):
+        found = {title: evaluation(*args) for title, evaluation in self.sets.items()}
+        row = {k + ('_' + title if title else ''): v for title, r in found.items() for k, v in r.items() if not title or k != 'val_ppl'}
+        self.predictions = [{**p, **({'data': title} if title else {})} for title, e in self.sets.items() for p in e.predictions]
+        own = self.sets.get('')
+        if own: self.goal, self.sign = own.goal, own.sign
+        else:
+            mean = lambda values: sum(values) / len(found)
+            row = dict(val_loss=mean(r['val_loss'] for r in found.values()), **row)
+            if all(e.sign > 0 for e in self.sets.values()):
+                self.goal, self.sign = 'val_score', 1
+                row = dict(val_score=mean(found[t][e.goal] / (100 if e.goal == 'val_bleu' else 1) for t, e in self.sets.items()), **row)
         return row
 
 def save_checkpoint(path, model, optimizers, rank, **state):
@@ -754,18 +778,19 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
     encode = lambda example: file.encode(example, tokenizer, mconfig)
-    train_set, val_set = (Corpus(folder, meta, split, config.seed, split == 'train', encode) for split in ('train', 'val'))
+    train_set, val_sets = data_rows.training(meta, config.seed, encode, config.mix_cap, config.mix_temperature), data_rows.validation(meta, config.seed, encode)
     feed = Feed(file, mconfig, train_set, device, tokenizer)
     model = build_model(file, mconfig, weights, origin, config.seed, new_task).to(device)
     heads = sorted({k.split('.')[0] for k, w in model.state_dict().items() if k not in weights or w.shape != weights[k].shape}) if new_task else []
     n_params, flops = sum(p.numel() for p in model.parameters()), model.flops() if hasattr(model, 'flops') else 0
     first = feed.send(feed.arrays(np.arange(micro)))
-    evaluation = Evaluation(Feed(file, mconfig, val_set, device, tokenizer), micro, config.eval_iters if meta['kind'] == 'text' else 0, tokenizer, meta.get('metric', ''), rank, world)
+    evaluation = Evaluations({title: Evaluation(Feed(file, mconfig, val_set, device, tokenizer), micro, config.eval_iters if meta['kind'] == 'text' else 0, tokenizer, m, rank, world)
+                              for title, (val_set, m) in val_sets.items()})
     tokens_per_row, peak = train_set.tokens_per_row, next((v for k, v in PEAK.items() if device.type == 'cuda' and k in torch.cuda.get_device_name(device)), 0)
     if config.epochs: config = dataclasses.replace(config, max_iters=math.ceil(config.epochs * len(train_set) / config.batch_size))
     if not config.eval_interval: config = dataclasses.replace(config, eval_interval=math.ceil(len(train_set) / config.batch_size))
     floor = {}                                       # what the commonest class alone would score
-    if meta['kind'] == 'labelled' and meta['labels']:
+    if meta['kind'] == 'labelled' and meta['labels'] and meta['metric']:
         common = statistics.mode(e['label'] for e in train_set.examples)
         floor = metrics.compute(meta['metric'], [common] * len(evaluation.truth), evaluation.truth)
     if rank == 0: make_room(config.out_dir, saved)

@@ -1,6 +1,8 @@
 """GLUE, nine tasks of language understanding (Wang et al. 2018, arXiv 1804.07461), in its own layout of .tsv files.
 
 What: each task's training set, and its development set for validation, since the answers of the test sets are not public.
+Labelled, for models with a classification head; or as text to text, for t5.py (--task=TASK-text): "sst2 sentence: a fine film"
+-> "positive", in the words of T5's appendix D (Raffel et al. 2020), and WNLI like RTE.
 
     task     what                                            examples    metric
     cola     is the sentence grammatical?                       8,551    Matthews correlation
@@ -8,15 +10,16 @@ What: each task's training set, and its development set for validation, since th
     mrpc     do two sentences say the same?                     3,668    F1 (and accuracy)
     stsb     how alike are two sentences, 0 to 5?               5,749    mean of Pearson and Spearman correlation
     qqp      do two questions ask the same?                   363,846    F1 (and accuracy)
-    mnli     does the first sentence imply the second?        392,702    accuracy; mnli-mm validates on other genres
+    mnli     does the first sentence imply the second?        392,702    accuracy, on the genres of the training set and on
+                                                                         others ("mm"); task mnli-mm has these alone
     qnli     does the sentence answer the question?           104,743    accuracy
     rte      does the first text imply the second?              2,490    accuracy
     wnli     is the pronoun resolved rightly?                     635    accuracy
 
     python data/glue.py --task=sst2                          # data/glue-sst2; then: python train.py --model=bert --data=glue-sst2
-    python data/glue.py --task=rte --source=FOLDER           # FOLDER holds RTE/train.tsv, RTE/dev.tsv (or .gz of these)
+    python data/glue.py --task=rte-text --source=FOLDER      # FOLDER holds RTE/train.tsv, RTE/dev.tsv (or .gz of these)
 """
-import io, json, os, sys, zipfile
+import contextlib, io, os, sys, zipfile
 
 if __name__ == '__main__': sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import text
@@ -48,7 +51,20 @@ TASKS = {
     'wnli': ('WNLI', 'WNLI.zip', ('sentence1', 'sentence2', 'label'), {'0': 'not_entailment', '1': 'entailment'}, 'accuracy'),
 }
 TASKS['mnli-mm'] = TASKS['mnli']
-tasks = tuple(TASKS)
+tasks = (*TASKS, *(task + '-text' for task in TASKS))
+
+# as text to text: what stands before text and text_b, and other words for a label
+PARTS = dict(cola=('sentence',), sst2=('sentence',), mnli=('premise', 'hypothesis'), qqp=('question1', 'question2'), qnli=('question', 'sentence'))
+WORDS = dict(mrpc=dict(different='not_equivalent'), qqp=dict(different='not_duplicate'))
+
+
+def as_text(example, task):
+    "a labelled example -> a pair. Scores from 0 to 5 become one of 26 words: 0.0, 0.2, 0.4, ..."
+    names, label = PARTS.get(task, ('sentence1', 'sentence2')), example['label']
+    parts = [f'{name}: {example[column]}' for name, column in zip(names, ('text', 'text_b'))]
+    if task == 'mnli': parts.reverse()                   # T5 names the hypothesis first
+    target = f'{round(label * 5) / 5:.1f}' if isinstance(label, float) else WORDS.get(task, {}).get(label, label)
+    return {'input': ' '.join([task, *parts]), 'target': target}
 
 
 def rows(lines, path, columns, names):
@@ -72,10 +88,11 @@ def rows(lines, path, columns, names):
 
 
 def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='sst2'):
-    "-> data/glue-TASK, labelled. source: a folder with GLUE's folders, or one of these"
-    if task not in TASKS: raise ValueError(f'--task={task}: expected one of {", ".join(tasks)}')
-    folder_name, archive, columns, names, metric = TASKS[task]
-    dev = {'mnli': 'dev_matched.tsv', 'mnli-mm': 'dev_mismatched.tsv'}.get(task, 'dev.tsv')
+    "-> data/glue-TASK, labelled, or data/glue-TASK-text, pairs. source: a folder with GLUE's folders, or one of these"
+    if task not in tasks: raise ValueError(f'--task={task}: expected one of {", ".join(tasks)}')
+    base, text_to_text = task.removesuffix('-text'), task.endswith('-text')
+    folder_name, archive, columns, names, metric = TASKS[base]
+    dev = {'mnli': 'dev_matched.tsv', 'mnli-mm': 'dev_mismatched.tsv'}.get(base, 'dev.tsv')
     def get(name, url): return text.fetch(name, url, 'glue', sha256=SHA256[name], max_bytes=1 << 29)
     def lines(name):
         if source:
@@ -90,11 +107,16 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='sst2'):
                 for i, line in enumerate(f):
                     if i == 0 or (tuple(line.split('\t')[1:3]) in held) == (name == 'dev.tsv'): yield line
     def write(folder, **tokenizing):
-        split = lambda name: lambda: rows(lines(name), f'{folder_name}/{name}', columns, names)
-        meta = text.write_examples(folder, 'labelled', split('train.tsv'), split(dev), source=source or f'GLUE, {task}', **tokenizing)
-        meta['metric'] = metric
-        with open(os.path.join(folder, 'meta.json'), 'w') as f: json.dump(meta, f, indent=1)
-        return meta
+        def split(name):
+            found = lambda: rows(lines(name), f'{folder_name}/{name}', columns, names)
+            return (lambda: (as_text(example, base.removesuffix('-mm')) for example in found())) if text_to_text else found
+        words = dict(labels=[WORDS.get(base, {}).get(n, n) for n in names.values()]) if text_to_text and names else {}
+        more = {'mm': split('dev_mismatched.tsv')} if base == 'mnli' else {}
+        with contextlib.suppress(StopIteration):
+            try: next(lines('dev_mismatched.tsv') if more else iter(()))
+            except FileNotFoundError: more = {}          # one's own folder may have the matched genres alone
+        return text.write_examples(folder, 'pairs' if text_to_text else 'labelled', split('train.tsv'), split(dev), more_val=more,
+                                   source=source or f'GLUE, {task}', metric=metric, **words, **tokenizing)
     return text.make('glue-' + task, write, tokenizer, vocab_size, 'bpe8192', out)
 
 

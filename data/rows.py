@@ -9,6 +9,8 @@ never stored), and starts at an offset of its own, so that windows are not cut a
     draw, rng = corpus.rows([0, 1, 2, 3])              # the protocol's draw and rng for these four rows
     draw(257, overlap=1)                               # (4, 257) token ids; windows advance by 256
     rng.integers(0, 99, 5), rng.random(2, 3)           # (4, 5), (4, 2, 3): each row has its own stream
+
+`training` and `validation` open what --data names: one folder, or a mixture of several (T5, Raffel et al. 2020, section 3.5.2).
 """
 import json, math, os
 
@@ -55,6 +57,11 @@ def permute(i, n, key):
         x, todo = x[~done], todo[~done]
     return out
 
+def tokens_in(row):
+    "tokens of an encoded example: lists of one length stand beside each other (ids, segments, tags) and count once"
+    lengths = {len(v) for v in row.values() if isinstance(v, list) and v and isinstance(v[0], int)}
+    return sum(lengths) + sum(map(tokens_in, row.get('choices', ())))
+
 class Corpus:
     """One split of a prepared folder. `rows(numbers)` gives the protocol's draw and rng for those rows; row `number` of
     the whole run is step * batch_size + place in the global batch, and fixes its window and all its random numbers."""
@@ -67,7 +74,7 @@ class Corpus:
             with open(os.path.join(folder, split + '.jsonl'), encoding='utf-8') as f: self.examples = [json.loads(line) for line in f]
             self.items = [dict(row, index=i) for i, example in enumerate(self.examples) for row in encode(example)]
             if not self.items: raise ValueError(f'{folder}/{split}.jsonl holds no examples')
-            self.tokens_per_row = round(sum(len(v) for row in self.items for v in row.values() if isinstance(v, list)) / len(self.items))
+            self.tokens_per_row = round(sum(map(tokens_in, self.items)) / len(self.items))
 
     def places(self, numbers, n, stream):
         "row numbers -> places in 0..n-1: each epoch goes through all of them, in an order of its own, and its key"
@@ -103,3 +110,71 @@ class Corpus:
         def examples(stream=0): return [self.items[i] for i in self.places(numbers, len(self.items), stream)[0]]
         draw.examples = examples
         return draw, Random(keyed(self.seed, 1 if self.shuffle else 2, numbers))
+
+class Mixture:
+    """Several corpora as one, with Corpus's `rows`. The share of a part follows its size, e examples (tokens of running text):
+    r = min(e, cap)^(1 / temperature), over the sum of all (T5, 3.5.2). temperature 1: by size; a large one: equal shares.
+
+    A period of 65,536 rows has so many rows of each part, spread evenly with some jitter; the next period goes on where this
+    one ended. So each part goes through its epochs as it does alone, and nothing but the row's number is needed to know where."""
+    period = 1 << 16
+
+    def __init__(self, parts, seed, cap=0, temperature=1.0):
+        if cap < 0: raise ValueError(f'--mix_cap={cap}: expected a number of examples, or 0 for none')
+        if not temperature > 0: raise ValueError(f'--mix_temperature={temperature}: expected more than 0')
+        self.parts, self.seed, self.kind, self.length, self.overlap = parts, seed, parts[0].kind, 0, 0
+        self.items, self.examples = ([x for part in parts for x in xs(part)] for xs in (lambda p: p.items, lambda p: p.examples))
+        sizes = np.array([len(p.examples) or sum(map(len, p.shards)) for p in parts], np.float64)
+        share = np.minimum(sizes / sizes.max(), (cap or sizes.max()) / sizes.max()) ** (1 / temperature)
+        share *= self.period / share.sum()
+        self.counts = np.maximum(1, share.astype(np.int64))
+        self.counts[np.argsort(self.counts - share)[:max(0, self.period - self.counts.sum())]] += 1   # largest remainders first
+        self.counts[self.counts.argmax()] += self.period - self.counts.sum()                # if some were raised to 1
+        part = np.repeat(np.arange(len(parts)), self.counts)
+        place = np.arange(self.period) - (np.cumsum(self.counts) - self.counts)[part]
+        when = (place + Random(keyed(seed, 5, part, place)).random()) / self.counts[part]
+        self.part, self.place = (x[np.argsort(when, kind='stable')] for x in (part, place))  # of each row of a period
+
+    @property
+    def tokens_per_row(self):                        # the mean; of running text known once a row was drawn
+        rows = np.array([p.tokens_per_row for p in self.parts])
+        return round(np.average(np.where(rows, rows, rows.max()), weights=self.counts))
+
+    def __len__(self): return sum(map(len, self.parts))
+
+    def owners(self, numbers):
+        "row numbers -> (part, where its rows stand among these, their numbers in the part itself) for each part that has some"
+        period, i = np.divmod(numbers, self.period)
+        own = period * self.counts[self.part[i]] + self.place[i]
+        return [(p, at, own[at]) for p in range(len(self.parts)) if len(at := np.flatnonzero(self.part[i] == p))]
+
+    def places(self, numbers, n=0, stream=0):
+        "row numbers -> places in self.items, and the parts' epochs: as Corpus has it"
+        places, epochs = np.zeros((2, len(numbers)), np.int64)
+        before = np.cumsum([0] + [len(part.items) for part in self.parts])
+        for p, at, own in self.owners(numbers):
+            places[at], epochs[at] = self.parts[p].places(own, len(self.parts[p].items), stream)
+            places[at] += before[p]
+        return places, epochs
+
+    def rows(self, numbers):
+        numbers = np.asarray(numbers, dtype=np.int64)
+        draws = [(at, self.parts[p].rows(own)[0]) for p, at, own in self.owners(numbers)]
+        def draw(length, overlap=0, stream=0):
+            out = np.zeros((len(numbers), length), np.int64)
+            for at, one in draws: out[at] = one(length, overlap, stream)
+            return out
+        draw.examples = lambda stream=0: [self.items[i] for i in self.places(numbers, 0, stream)[0]]
+        return draw, Random(keyed(self.seed, 1, numbers))
+
+def training(meta, seed, encode=None, cap=0, temperature=1.0):
+    "what text.open_meta has opened -> Corpus, or Mixture"
+    parts = [Corpus(m['folder'], m, 'train', seed, True, encode) for m in meta.get('parts', [meta])]
+    return Mixture(parts, seed, cap, temperature) if 'parts' in meta else parts[0]
+
+def validation(meta, seed, encode=None):
+    """-> {title: (Corpus, its meta)}: a folder's own validation set has the title '', its further ones (MNLI's other genres) the
+    name they have, and those of a mixture begin with the part's title."""
+    sets = [('-'.join(filter(None, (m.get('title', ''), name))), m, '-'.join(filter(None, ('val', name))))
+            for m in meta.get('parts', [meta]) for name in ('', *m.get('more_val', ()))]
+    return {title: (Corpus(m['folder'], m, split, seed, False, encode), m) for title, m, split in sets}

@@ -45,10 +45,7 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='1'):
         paths = [text.fetch(n, URL + n, 'squad', source, SHA256[n], max_bytes=1 << 26) for n in names]
         train, val = (lambda: rows(paths[0])), (lambda: rows(paths[1]))
         if paths[0] == paths[1]: train, val = (lambda: rows(paths[0], lambda i: i % 8)), (lambda: rows(paths[0], lambda i: i % 8 == 0))
-        meta = text.write_examples(folder, 'qa', train, val, source=source or f'SQuAD {version}', **tokenizing)
-        meta.update(metric='squad', no_answer=task == '2')
-        with open(os.path.join(folder, 'meta.json'), 'w') as f: json.dump(meta, f, indent=1)
-        return meta
+        return text.write_examples(folder, 'qa', train, val, source=source or f'SQuAD {version}', no_answer=task == '2', **tokenizing)
     return text.make('squad' + ('-2' if task == '2' else ''), write, tokenizer, vocab_size, 'bpe8192', out)
 
 

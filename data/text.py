@@ -2,9 +2,9 @@
 
 What: reads running text (a .txt, .md, .py or any other UTF-8 file, a folder of them, .jsonl with a "text" column, .gz of
 these), trains or loads a tokenizer, and writes a folder with train.bin and val.bin (uint16 or uint32 ids, the end-of-text
-id after each document), tokenizer.json and meta.json. Lines of {"text", "text_b"?, "label"}, {"input", "target"},
-{"prompt", "response"}, {"messages"} or {"context", "question", "answers"} are supervised data: checked, and kept as text in
-train.jsonl and val.jsonl. Shards of llm.c and modded-nanogpt (NAME_train_000001.bin) are read as they lie.
+id after each document), tokenizer.json and meta.json. Lines of {"text", "text_b"?, "label"}, {"text", "choices", "label"},
+{"tokens", "tags"}, {"input", "target"}, {"prompt", "response"}, {"messages"} or {"context", "question", "answers"} are
+supervised data: checked, and kept as text in train.jsonl and val.jsonl (see data/supervised.py). Shards of llm.c and modded-nanogpt (NAME_train_000001.bin) are read as they lie.
 
 A document is a file, a line of .jsonl, or what lies between lines that read <|endoftext|>. About 5 % of the documents are
 for validation, picked by a hash of their text, so that copies stay on one side; where they are too few or too unequal for
@@ -12,6 +12,8 @@ that, the last tenth of the text is. A folder with train.* and val.* (valid.*, v
 
 Text passes through in pieces of a megabyte: memory does not grow with the corpus. A folder is made at a temporary name and
 renamed when it is whole; whoever comes second waits and finds it.
+
+--data=A+B mixes what A and B name: one kind of data, with one tokenizer (see data/rows.py).
 
     python data/text.py notes.txt                            # or at once: python train.py --data=notes.txt
     python data/text.py books/ --tokenizer=gpt2 --out=data/books
@@ -127,7 +129,8 @@ def read_jsonl(path):
         for number, line in enumerate(f, 1):
             if not line.strip(): continue
             try: row = json.loads(line)
-            except json.JSONDecodeError as e: row = e.msg
+            except UnicodeDecodeError: raise
+            except (ValueError, RecursionError) as e: row = getattr(e, 'msg', str(e))
             if not isinstance(row, dict):
                 raise ValueError(f'{path} line {number}: not a JSON object ({str(row)[:40]}); expected one like {{"text": "..."}} on each line')
             yield number, row
@@ -139,11 +142,7 @@ def documents(paths):
             yield from read_file(path)
             continue
         for number, row in read_jsonl(path):
-            text = supervised.need(row, 'text', path, number)
-            try: text.isascii() or text.encode()
-            except UnicodeEncodeError:                   # JSON can spell half a character ("\ud800"), UTF-8 can not
-                text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-            yield from pieces(text)
+            yield from pieces(supervised.mended(supervised.need(row, 'text', path, number)))
 
 # ---------------------------------------------------------------------------------------------------- writing
 
@@ -325,22 +324,28 @@ def recut(paths, tok, dtype, tokens, sizes, counts):
 def examples(paths, kind):
     for path in paths:
         if suffix(path) != '.jsonl': raise ValueError(f'{path}: expected only .jsonl files beside the {kind} data in {paths[0]}')
-        for number, row in read_jsonl(path): yield supervised.check(row, kind, path, number)
+        for number, row in read_jsonl(path): yield supervised.check(supervised.mended(row), kind, path, number)
 
-def write_examples(folder, kind, train, val=None, tokenizer='bpe', vocab_size=8192, tag='', source=''):
-    """Supervised data -> meta. train, val: functions that return a fresh iterator of checked rows. A class label is stored as its
-    place in meta['labels']. The text stays text; tokenizer.json is there for models that start from nothing."""
+def write_examples(folder, kind, train, val=None, tokenizer='bpe', vocab_size=8192, tag='', source='', share=0.05, more_val={}, **more):
+    """Supervised data -> meta. train, val: functions that return a fresh iterator of checked rows; without val, `share` of them
+    is picked. more_val: further sets for validation, {name: function}, which become val-NAME.jsonl and meta['more_val'].
+    A class label or tag is stored as its place in meta['labels']. The text stays text; tokenizer.json is there for models
+    that start from nothing. more: further entries of meta, such as metric."""
     every = lambda: (row for stream in ((train, val) if val else (train,)) for row in stream())
-    names = supervised.label_names(every(), source) if kind == 'labelled' else None
+    labels = dict(labelled=lambda row: [row['label']], tagged=lambda row: row['tags']).get(kind)
+    names = supervised.label_names((x for row in every() for x in labels(row)), source) if labels else None
     meta = dict(kind=kind, source=source, labels=names and [str(n) for n in names], metric=supervised.METRIC[kind])
     if kind == 'labelled' and not names: meta['metric'] = 'pearson'
+    meta |= more | ({'more_val': list(more_val)} if more_val else {})
     place, counts, last = {n: i for i, n in enumerate(names or [])}, [0, 0], ''
+    def line_of(row):
+        if kind == 'labelled': row['label'] = place[row['label']] if names else float(row['label'])
+        if kind == 'tagged': row['tags'] = [place[t] for t in row['tags']]
+        return json.dumps(row) + '\n'
     with open(os.path.join(folder, 'train.jsonl'), 'w') as a, open(os.path.join(folder, 'val.jsonl'), 'w') as b:
         for i, stream in enumerate((train, val) if val else (train,)):
-            for row in stream():
-                if kind == 'labelled': row['label'] = place[row['label']] if names else float(row['label'])
-                line = json.dumps(row) + '\n'
-                split = i if val else int(counts[0] > 0 and for_validation(line, 0.05))
+            for line in map(line_of, stream()):
+                split = i if val else int(counts[0] > 0 and for_validation(line, share))
                 (a, b)[split].write(line)
                 counts[split], last = counts[split] + 1, last if split else line
         if not val and counts[0] > 1 and not counts[1]:  # a handful of examples: the last one
@@ -348,6 +353,8 @@ def write_examples(folder, kind, train, val=None, tokenizer='bpe', vocab_size=81
             a.truncate(a.tell() - len(last))
             counts = [counts[0] - 1, 1]
     if 0 in counts: raise ValueError(f'{source}: {sum(counts)} examples; expected at least one to train on and one for validation')
+    for name, stream in more_val.items():
+        with open(os.path.join(folder, f'val-{name}.jsonl'), 'w') as f: f.writelines(map(line_of, stream()))
     tok = get_tokenizer(tokenizer, vocab_size, lambda: (s for row in every() for s in supervised.strings(row)))
     return finish(folder, tok, tag, meta | dict(train_examples=counts[0], val_examples=counts[1]))
 
@@ -379,7 +386,9 @@ def tokens(folder, split):
 
 def open_meta(folder, check=False, quick=False):
     """meta.json of a prepared folder as a dict (of a folder of shards, the like of it), with its path as meta['folder'], after a
-    look whether the files are what it says. check: compare all checksums too; quick: leave out the look at the ids."""
+    look whether the files are what it says. check: compare all checksums too; quick: leave out the look at the ids. Of several
+    folders with + between, a mixture: what they have in common, and meta['parts']."""
+    if '+' in folder and not os.path.exists(folder): return mixed([open_meta(part, check, quick) for part in folder.split('+')], folder)
     folder = folder.rstrip('/') or '/'
     path, again = os.path.join(folder, 'meta.json'), f'delete {folder} and prepare it again'
     if not os.path.exists(path):
@@ -417,6 +426,28 @@ def open_meta(folder, check=False, quick=False):
                                      f'so it was written with another tokenizer: {again}')
     return meta
 
+def mixed(parts, folder):
+    "metas -> one meta; the parts get a title each, which is part of the names of their metrics"
+    first, titles = parts[0], []
+    for meta in parts:
+        asked = os.path.join(first['folder'], first['tokenizer']) if first['tokenizer'].endswith('.json') else first['tokenizer']
+        what = [(meta['kind'], first['kind'], f'{meta["kind"]} data, expected {first["kind"]}')]
+        if meta['kind'] in ('labelled', 'tagged'):
+            what += [(meta['labels'], first['labels'], f'other labels ({", ".join(meta["labels"] or ["numbers"])[:60]})')]
+        what += [(same_tokenizer(meta, asked), True, f'the tokenizer {meta["name"]}, expected {first["name"]} ({first["vocab_size"]} ids)')]
+        for has, wanted, words in what:
+            if has == wanted: continue
+            raise ValueError(f'a mixture has one kind of data, one set of labels and one tokenizer: {meta["folder"]} has {words} as in '
+                             f'{first["folder"]}' + ': name the data themselves and a --tokenizer for all of them' * ('tokenizer' in words))
+        title = os.path.basename(meta['folder']).removesuffix('-' + meta['name'])
+        title = re.sub(r'-[0-9a-f]{10}$', '', title)     # of data/text/NAME-HASH-TOKENIZER
+        titles.append(title if title not in titles else f'{title}-{len(titles)}')
+    sums = {n: sum(meta.get(n, 0) for meta in parts) for n in first if n.startswith(('train_', 'val_'))}
+    sums |= {'no_answer': True} if any(meta.get('no_answer') for meta in parts) else {}
+    return first | sums | dict(folder=folder, source=folder, metric='', tokenizer=os.path.abspath(asked) if asked.endswith('.json') else asked,
+                               parts=[meta | {'title': title} for meta, title in zip(parts, titles)],
+                               sha256={f'{i}/{n}': d for i, meta in enumerate(parts) for n, d in meta['sha256'].items()})
+
 def shard_meta(folder):
     meta = dict(kind='text', version=1, folder=folder, tokenizer='gpt2', name='gpt2', vocab_size=50257, dtype='uint16',
                 special={EOT: 50256}, eot=50256, source='shards', sha256={})
@@ -444,7 +475,8 @@ def make(name, write, tokenizer, vocab_size, default='', out=''):
     if not out and tokenizer not in BUILT_IN and not is_prepared(folder):   # a run that goes on brings a tokenizer made here
         for found in [base] + sorted(glob.glob(glob.escape(base) + '-*')):
             with contextlib.suppress(ValueError, OSError):
-                if same_tokenizer(open_meta(found, quick=True), tokenizer): return found
+                meta = open_meta(found, quick=True)      # data/squad-2 is not data/squad with a tokenizer named 2
+                if found in (base, f'{base}-{meta["name"]}') and same_tokenizer(meta, tokenizer): return found
     with new_folder(folder) as new:
         if new:
             meta = write(new, tokenizer=tokenizer, vocab_size=vocab_size, tag=tag)
@@ -452,6 +484,12 @@ def make(name, write, tokenizer, vocab_size, default='', out=''):
             print(f'made {folder}: {meta["train_" + what]:,} {what} to train on, {meta["val_" + what]:,} for validation, '
                   f'tokenizer {tag} ({meta["vocab_size"]:,} ids)', file=sys.stderr, flush=True)
     return checked(folder) if new else checked(folder, tokenizer, vocab_size)
+
+def same_source(folder, made_of):
+    "the folder, or an error if it was made of other files than those that are given now"
+    meta = open_meta(folder, quick=True)
+    if made_of in ('', meta.get('made_of')): return folder
+    raise ValueError(f'{folder} was made of something else ({meta["source"]}): delete it, or pass --out=DIR for another folder')
 
 def same_tokenizer(meta, tokenizer, vocab_size=0):
     "whether a prepared folder's tokenizer is the one asked for ('' asks for none, 0 for any size)"
@@ -502,7 +540,7 @@ def prepare(source, tokenizer='bpe', vocab_size=8192, out=''):
         path, (number, row) = next(((p, line) for p in train for line in read_jsonl(p)), (train[0], (1, {'text': ''})))
         kind = supervised.kind_of(row)
         if not kind:
-            raise ValueError(f'{path} line {number}: the columns are {", ".join(row) or "none"}; expected '
+            raise ValueError(f'{path} line {number}: the columns are {supervised.columns(row)}; expected '
                              + ', or '.join(' and '.join(f'"{c}"' for c in s) for sets in supervised.COLUMNS.values() for s in sets))
     def write(folder, **tokenizing):
         if kind != 'text':
@@ -523,7 +561,18 @@ def names():
     return sorted(os.path.basename(p)[:-3] for p in found if '\ndef prepare(' in open(p, encoding='utf-8').read())
 
 def resolve(data, tokenizer='', vocab_size=0):
-    "what --data means -> a prepared folder, made now if need be. tokenizer '' and vocab_size 0 take the data set's own"
+    """what --data means -> a prepared folder, made now if need be. tokenizer '' and vocab_size 0 take the data set's own. Of several
+    with + between -> as many folders with + between; where each would train a vocabulary of its own, the first one's serves all."""
+    if '+' in data and not os.path.exists(data):
+        folders, shared, there = {}, '', lambda part: os.path.isdir(part) and is_prepared(part)
+        for part in sorted(data.split('+'), key=lambda part: not there(part)):
+            if not part: raise ValueError(f'--data={data}: expected names of data sets with a + between, like multi30k+summarize')
+            folders[part] = os.path.relpath(resolve(part, shared) if shared and not there(part) else resolve(part, tokenizer, vocab_size))
+            if tokenizer in ('', 'bpe', 'char') and not shared:
+                meta = open_meta(folders[part], quick=True)
+                shared = os.path.join(folders[part], meta['tokenizer']) if meta['tokenizer'].endswith('.json') else meta['tokenizer']
+            elif not shared: shared = tokenizer
+        return '+'.join(folders[part] for part in data.split('+'))
     name, _, task = data.partition('-')
     if name in names():
         module = importlib.import_module('data.' + name)

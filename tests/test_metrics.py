@@ -4,7 +4,7 @@ import gzip, json
 import numpy as np
 import pytest
 
-from data import glue, metrics, squad, text
+from data import glue, metrics, rows as rows_of, squad, text
 
 skm, stats = pytest.importorskip('sklearn.metrics'), pytest.importorskip('scipy.stats')
 
@@ -56,6 +56,65 @@ def test_tags():
     assert metrics.compute('tags', [['NN', 'VB']], [['NN', 'NN']]) == {'accuracy': 0.5}
 
 
+WORDS = ['the', 'The', 'cat', 'cat.', "don't", '1,000.5', 'a-b', '3-4', '...', '.5', '-', '&amp;', '&lt;x&gt;', '<skipped>', '"So,"', 'naïve', 'İstanbul',
+         '日本', '日本語。', '🙂', 'x_y', '$5.00', '(f(x))', '\u00a0', 'e\u0301', '\t', '\n', '-\n', "'", ',', '2.', 'A', 'Straße', '\x1f', '½', '٣.٤']
+
+
+def texts(rng, n, most=25):
+    """Pairs of texts that have much or little in common, some empty"""
+    for i in range(n):
+        a = [WORDS[j] for j in rng.integers(0, len(WORDS), rng.integers(0, most))]
+        b = [w for w in a if rng.random() < 0.8] if i % 3 else [WORDS[j] for j in rng.integers(0, len(WORDS), rng.integers(0, most))]
+        yield ' '.join(a), ' ' * (i % 2) + ' '.join(b)
+
+
+@pytest.mark.parametrize('most', [3, 6, 25])
+def test_bleu_as_in_sacrebleu(most):
+    """One reference and several, corpora so small that some n has no match (smoothed) or no n-gram at all."""
+    theirs = pytest.importorskip('sacrebleu').BLEU()
+    for seed in range(20):
+        p, r = zip(*texts(np.random.default_rng(seed), 1 + seed % 7, most))
+        r2, _ = zip(*texts(np.random.default_rng(seed + 99), len(p), most))
+        assert metrics.compute('bleu', p, r)['bleu'] == pytest.approx(theirs.corpus_score(p, [r]).score, rel=1e-9, abs=1e-9)
+        assert metrics.compute('bleu', p, [*zip(r, r2)])['bleu'] == pytest.approx(theirs.corpus_score(p, [r, r2]).score, rel=1e-9, abs=1e-9)
+    assert metrics.compute('bleu', ['the cat sat on it'], ['the cat sat on it'])['bleu'] == pytest.approx(100)
+    assert metrics.compute('bleu', [''], ['']) == metrics.compute('bleu', ['the cat sat'], ['the cat sat']) == {'bleu': 0.0}   # no 4-gram
+    assert 0 < metrics.compute('bleu', ['the cat sat on it'], ['the cat lay on it'])['bleu'] < 50
+
+
+def test_words_13a():
+    sacre = pytest.importorskip('sacrebleu.tokenizers.tokenizer_13a').Tokenizer13a()
+    for a, b in texts(np.random.default_rng(5), 99): assert metrics.words_13a(a) == sacre(a.rstrip()).split() and metrics.words_13a(b) == sacre(b.rstrip()).split()
+    everything = ''.join(map(chr, range(1, 700)))
+    for text in (everything, '1'.join(everything), 'a'.join(everything)): assert metrics.words_13a(text) == sacre(text.rstrip()).split()
+
+
+def test_rouge_as_in_rouge_score():
+    names = ['rouge1', 'rouge2', 'rougeL']
+    theirs = pytest.importorskip('rouge_score.rouge_scorer').RougeScorer(names)
+    pairs = [*texts(np.random.default_rng(1), 99), ('', ''), ('a', ''), ('a b', 'b a'), ('a b a', 'a a b b'), ('x ' * 70, 'x y ' * 70)]
+    for p, r in pairs:
+        got, want = metrics.compute('rouge', [p], [r]), theirs.score(r, p)
+        assert list(got) == names and all(got[n] == pytest.approx(want[n].fmeasure, abs=1e-12) for n in names), (p, r)
+        other = pairs[3][1]
+        got, want = metrics.compute('rouge', [p], [[r, other]]), theirs.score_multi([r, other], p)
+        assert all(got[n] == pytest.approx(want[n].fmeasure, abs=1e-12) for n in names)
+    p, r = zip(*pairs)
+    assert metrics.compute('rouge', p, r)['rouge2'] == pytest.approx(np.mean([theirs.score(b, a)['rouge2'].fmeasure for a, b in pairs]))
+
+
+def test_exact_match():
+    got = metrics.compute('exact_match', [' find_name', 'find_it', 'x'], ['find_name\n', 'find_name', ['y', 'x ']])
+    assert list(got) == ['exact_match', 'rouge1'] and got['exact_match'] == pytest.approx(2 / 3) and got['rouge1'] == pytest.approx(2.5 / 3)
+
+
+def test_classes_and_values_as_written():
+    """Texts that a model wrote in the place of classes and numbers: white space is no difference, nonsense is wrong."""
+    assert metrics.compute('f1', [' yes', 'no', 'hm', 'yes '], ['yes', 'yes', 'no', 'yes'], ['no', 'yes']) == {'f1': 4 / 5, 'accuracy': 0.5}
+    got = metrics.compute('pearson_spearman', ['3.2', 'five', ' 0.4', 'nan', '1e999'], ['3.0', '5.0', '0.4', '1.0', '2.0'])
+    assert got == metrics.compute('pearson_spearman', [3.2, -1, 0.4, -1, -1], [3, 5, 0.4, 1, 2])
+
+
 def test_classes_as_numbers():
     """Class numbers and names give the same; the last label is the positive class, wherever it stands in the alphabet."""
     names, p, r = ['no', 'maybe'], [1, 0, 1, 1], [1, 1, 0, 1]
@@ -75,9 +134,11 @@ FILES = {  # two lines of each task, in GLUE's own layout
     'cola': ('CoLA', 'x\t1\t\tit is .\nx\t0\t*\tis it it .\n'),
     'sst2': ('SST-2', 'sentence\tlabel\na "fine film\t1\ndull\t0\n'),
     'mrpc': ('MRPC', '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tone\tan other\n0\t9\t7\ttwo\tthree\n'),
-    'stsb': ('STS-B', 'index\tgenre\tsentence1\tsentence2\tscore\n0\tx\ta\tb\t5.000\n1\tx\tc\td\t0.250\n'),
+    'stsb': ('STS-B', 'index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n' + ''.join(
+        f'{i}\tmain\tMSR\t2012\t1\tnone\tnone\t{row}\n' for i, row in enumerate(('a\tb\t5.000', 'c\td\t0.250')))),
     'qqp': ('QQP', 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t1\t2\twhy\tand why\t1\n2\t3\tcut short\n3\t1\t2\twhy\thow\t0\n'),
-    'mnli': ('MNLI', 'index\tsentence1\tsentence2\tlabel1\tgold_label\n0\ta\tb\tneutral\tneutral\n1\tc\td\tx\tentailment\n2\tc\te\tx\tcontradiction\n'),
+    'mnli': ('MNLI', 'index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n' + ''.join(
+        f'{i}\t1\t1n\tslate\t( a )\t( b )\t(ROOT a)\t(ROOT b)\t{row}\n' for i, row in enumerate(('a\tb\tneutral\tneutral', 'c\td\tx\tentailment', 'c\te\tx\tcontradiction')))),
     'qnli': ('QNLI', 'index\tquestion\tsentence\tlabel\n0\twho\thim\tentailment\n1\twhat\tit\tnot_entailment\n'),
     'rte': ('RTE', 'index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n'),
     'wnli': ('WNLI', 'index\tsentence1\tsentence2\tlabel\n0\ta\tb\t1\n1\tc\td\t0\n'),
@@ -104,6 +165,45 @@ def test_glue(task, tmp_path):
     if task == 'sst2': assert rows[0] == {'text': 'a "fine film', 'label': 1} and meta['labels'] == ['negative', 'positive']
     if task == 'cola': assert rows[0]['text'] == 'it is .' and meta['labels'][rows[0]['label']] == 'acceptable'
     assert text.resolve(out) == out
+
+
+PAIRS = {  # the first line of each task as text to text, in the words of T5's appendix D
+    'cola': ('cola sentence: it is .', 'acceptable'), 'sst2': ('sst2 sentence: a "fine film', 'positive'),
+    'mrpc': ('mrpc sentence1: one sentence2: an other', 'equivalent'), 'stsb': ('stsb sentence1: a sentence2: b', '5.0'),
+    'qqp': ('qqp question1: why question2: and why', 'duplicate'), 'mnli': ('mnli hypothesis: b premise: a', 'neutral'),
+    'qnli': ('qnli question: who sentence: him', 'entailment'), 'rte': ('rte sentence1: a sentence2: b', 'entailment'),
+    'wnli': ('wnli sentence1: a sentence2: b', 'entailment')}
+OTHER = dict(cola='unacceptable', sst2='negative', mrpc='not_equivalent', stsb='0.2', qqp='not_duplicate', mnli='entailment', qnli='not_entailment',
+             rte='not_entailment', wnli='not_entailment')
+
+
+@pytest.mark.parametrize('task', [*FILES, 'mnli-mm'])
+def test_glue_as_text(task, tmp_path):
+    folder, content = FILES[task.removesuffix('-mm')]
+    (tmp_path / folder).mkdir()
+    for name in ('train', 'dev', 'dev_matched', 'dev_mismatched'): (tmp_path / folder / f'{name}.tsv').write_text(content)
+    out = glue.prepare(task=task + '-text', source=str(tmp_path), tokenizer='byte', out=str(tmp_path / 'out'))
+    meta, rows = text.open_meta(out, check=True), [json.loads(line) for line in open(out + '/val.jsonl')]
+    task = task.removesuffix('-mm')
+    assert meta['kind'] == 'pairs' and tuple(rows[0].values()) == PAIRS[task] and rows[1]['target'] == OTHER[task]
+    truth = [r['target'] for r in rows]
+    scores = metrics.compute(meta['metric'], [' ' + t for t in truth], truth, meta['labels'])
+    assert next(iter(scores)) == MAIN.get(task, 'accuracy') and all(v == pytest.approx(1) for v in scores.values())
+    if task in ('mrpc', 'qqp'):                                            # the positive class is the same as in classification
+        assert metrics.compute('f1', truth[:1] * 2, truth, meta['labels'])['f1'] == pytest.approx(2 / 3)
+    assert [glue.as_text(dict(text='', text_b='', label=x), 'stsb')['target'] for x in (0.0, 3.25, 3.5, 4.91, 1.1)] == ['0.0', '3.2', '3.6', '5.0', '1.2']
+
+
+def test_mnli_has_two_validation_sets(tmp_path):
+    (tmp_path / 'train.tsv').write_text(FILES['mnli'][1])
+    (tmp_path / 'dev_matched.tsv').write_text(FILES['mnli'][1])
+    (tmp_path / 'dev_mismatched.tsv').write_text(FILES['mnli'][1].replace('c\t', 'other\t'))
+    for task in ('mnli', 'mnli-text'):
+        meta = text.open_meta(glue.prepare(task=task, source=str(tmp_path), tokenizer='byte', out=str(tmp_path / task)), check=True)
+        sets = rows_of.validation(meta, 1, lambda e: [e])
+        assert list(sets) == ['', 'mm'] and meta['more_val'] == ['mm'] and len(sets['mm'][0]) == 3
+        assert 'other' in str(sets['mm'][0].examples) and 'other' not in str(sets[''][0].examples)
+        assert type(sets['mm'][0].examples[0].get('label', 0)) is int
 
 
 def test_glue_downloads(tmp_path, monkeypatch):
