@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import bpe, train
+import bpe, lora, train
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Config:
     # the model
     out_dir: str = 'out/gpt'         # folder of a run of train.py
     init_from: str = ''              # or other weights: a .pt file or a Hugging Face folder
+    lora: str = ''                   # an adapter for these weights: a folder of lora.save or peft, or a run with --lora_rank
     tokenizer: str = ''              # a vocabulary (file or name), for weights that come without
     device: str = 'auto'             # auto, cpu, cuda, cuda:1, mps
     dtype: str = 'auto'              # auto, bfloat16, float16, float32; auto: bfloat16 to write on CUDA, else float32
@@ -783,6 +784,7 @@ def run(config):
         raise FileNotFoundError(f'no run in {path}: train one with python train.py --model=gpt' + ('' if path == Config.out_dir else f' --out_dir={path}')
                                 + f', or give --init_from=CHECKPOINT or --out_dir=RUN (here: {", ".join(have) or "none"})')
     model, tokenizer = train.load_model(path)
+    if config.lora: lora.merge(lora.load(model, config.lora), unload=True)
     if config.tokenizer: tokenizer = bpe.load(config.tokenizer)
     if tokenizer is None: raise ValueError(f'{path} has no tokenizer: give one with --tokenizer=FILE (or a name, such as gpt2)')
     if tokenizer.vocab_size > model.config.vocab_size:

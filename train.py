@@ -54,7 +54,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
-import bpe
+import bpe, lora
 from data import metrics, text
 from data import rows as data_rows
 from data.rows import keyed
@@ -96,6 +96,15 @@ class Config:
     log_interval: int = 10          # steps from one line of the log to the next
     save_interval: int = 0          # steps from one checkpoint to the next; 0 means eval_interval
     log_to: str = ''                # also send metrics to: wandb, tensorboard
+    # adapters (lora.py): the weights of init_from stay as they are, checkpoints hold the adapter alone
+    lora_rank: int = 0              # rank of the low-rank adapters; 0: none, all weights are trained
+    lora_alpha: float = 16.0        # they count alpha / rank
+    lora_match: str = 'q,v'         # adapted layers: q k v out up gate down, any names of layers, or all
+    lora_dropout: float = 0.0       # on what adapters read
+    lora_bits: int = 0              # hold the frozen layers in 8 (int8) or 16 (bf16) bits; 0: as they are
+    rslora: bool = False            # alpha / sqrt(rank) instead
+    dora: bool = False              # DoRA: also learn the length of each row
+    merge: bool = False             # at the end write out_dir/merged.pt, a plain checkpoint with the adapter in its weights
     # optimizer
     optimizer: str = 'adamw'        # adamw, muon (for the matrices inside blocks; adamw for the rest), adafactor
     learning_rate: float = 6e-4     # peak learning rate of adamw
@@ -301,7 +310,7 @@ def make_optimizers(model, config, device):
                      peak=peak * config.layer_decay ** (top - d), start=(top - d) * config.unfreeze_interval) for decays, d in kinds]
     params = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == 'adafactor': return [torch.optim.Adafactor(groups(params, config.learning_rate), lr=config.learning_rate)]
-    muon = [p for p in params if p in inside] if config.optimizer == 'muon' else []
+    muon = [p for p in params if p in inside] if config.optimizer == 'muon' and not config.lora_rank else []      # adapters are no matrices to orthogonalise
     rest = [p for p in params if not muon or p not in inside]
     adam = [Adam(groups(rest, config.learning_rate), config.rms_scale, config.bias_correction, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)] if rest else []
     return ([Muon(groups(muon, config.muon_lr), config.muon_lr, config.momentum)] if muon else []) + adam
@@ -400,6 +409,10 @@ def load_parts(path):
     if os.path.isdir(path) and os.path.exists(os.path.join(path, 'config.json')):
         hf, weights = read_hf(path)
         file = hf_file(hf)
+        for name in getattr(file, 'hf_folders', ()):  # further models of an exported one
+            if os.path.exists(os.path.join(path, name, 'config.json')):
+                hf[name], more = read_hf(os.path.join(path, name))
+                weights |= {f'{name}/{k}': w for k, w in more.items()}
         try: tokenizer = bpe.load(path)
         except FileNotFoundError: tokenizer = None
         return (file, *file.from_hf(hf, weights), tokenizer)
@@ -407,7 +420,13 @@ def load_parts(path):
     file = import_model(saved['model_name'])
     known = {f.name for f in dataclasses.fields(file.Config)}
     if extra := set(saved['config']) - known: raise ValueError(f'{path}: was made with another {saved["model_name"]}.py, whose Config has {", ".join(sorted(extra))} (its text is the checkpoint\'s key "source")')
-    return file, file.Config(**saved['config']), saved['model'], bpe.loads(saved['tokenizer']) if saved.get('tokenizer') else None
+    config = file.Config(**saved['config'])
+    if 'lora' in saved:                              # an adapter alone: opened as the plain model that it makes of its base
+        model = build_model(file, config, load_parts(saved['train']['init_from'])[2], path, 0, new_task=True)
+        lora.load_state(model, saved['lora'], saved['model'])
+        lora.merge(model, unload=True)
+        saved['model'] = model.state_dict()
+    return file, config, saved['model'], bpe.loads(saved['tokenizer']) if saved.get('tokenizer') else None
 
 def load_weights(model, weights, origin):
     "load strictly; a mismatch is one line"
@@ -599,7 +618,7 @@ def open_data(config, file, flags, saved, origin, tokenizer):
 def open_weights(config, file, flags, values, saved):
     "-> model file, its Config's values, weights or None, tokenizer or None, where they came from"
     if saved:
-        return file, values, saved['model'], bpe.loads(saved['tokenizer']) if saved['tokenizer'] else None, config.out_dir
+        return file, values, load_parts(saved['train']['init_from'])[2] if 'lora' in saved else saved['model'], bpe.loads(saved['tokenizer']) if saved['tokenizer'] else None, config.out_dir
     if config.init_from in ('', 'scratch'): return file, values, None, None, ''
     source, given, weights, tokenizer = load_parts(config.init_from)
     if source is not file and 'model' in flags: raise ValueError(f'--init_from={config.init_from} holds a model of {source.__name__}.py, not of --model={config.model}')
@@ -734,7 +753,8 @@ class Evaluations:
 def save_checkpoint(path, model, optimizers, rank, **state):
     "gather on every rank, write on the first one. Raises OSError when the disk is full; the old file stays"
     names = {p: n for n, p in model.named_parameters()}
-    data = dict(state, model={k: whole(v) for k, v in model.state_dict().items()},
+    data = dict(state, model={k: whole(v) for k, v in (lora.state(model) if hasattr(model, 'lora') else model.state_dict()).items()},
+                **(dict(lora=lora.settings(model)) if hasattr(model, 'lora') else {}),
                 optimizer=[{names[p]: {k: whole(v) for k, v in s.items()} for p, s in opt.state.items()} for opt in optimizers])
     try:
         if rank == 0: write_atomic(path, lambda f: torch.save(data, f))
@@ -761,7 +781,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if weights is not None: fill.pop('vocab_size')
     if weights is None and tokenizer: fill.update((n, -1) for n in ('cls_id', 'sep_id', 'mask_id') if fill[n] is None)   # it has none
     if tokenizer and hasattr(file, 'fill'): fill |= file.fill(tokenizer)
-    new_task = weights is not None and not saved and any(values.get(n, fill[n]) != fill[n] for n in ('kind', 'n_labels'))
+    new_task = weights is not None and (bool(saved and 'lora' in saved) or not saved and any(values.get(n, fill[n]) != fill[n] for n in ('kind', 'n_labels')))
     values = {**values, **{n: v for n, v in fill.items() if n in values and v is not None and not (n in flags and n.endswith('_id'))}}
     mconfig = file.Config(**values)
     dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype) or (
@@ -780,8 +800,16 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     encode = lambda example: file.encode(example, tokenizer, mconfig)
     train_set, val_sets = data_rows.training(meta, config.seed, encode, config.mix_cap, config.mix_temperature), data_rows.validation(meta, config.seed, encode)
     feed = Feed(file, mconfig, train_set, device, tokenizer)
-    model = build_model(file, mconfig, weights, origin, config.seed, new_task).to(device)
+    model = build_model(file, mconfig, weights, origin, config.seed, new_task)
     heads = sorted({k.split('.')[0] for k, w in model.state_dict().items() if k not in weights or w.shape != weights[k].shape}) if new_task else []
+    if config.lora_rank:                             # before .to(device): the same first numbers everywhere
+        if weights is None: raise ValueError('--lora_rank needs weights to adapt: give --init_from=OUT_DIR, a .pt file or a Hugging Face folder')
+        if config.shard: raise ValueError('--lora_rank does not shard: leave out --shard, and hold the base in 8 bits with --lora_bits=8')
+        if saved: lora.load_state(model, saved['lora'], saved['model'])
+        else: lora.wrap(model, config.lora_rank, config.lora_alpha, config.lora_match, config.lora_dropout, config.rslora, config.dora, train=','.join(heads))
+        if config.lora_bits: lora.hold(model, config.lora_bits)
+    if config.shard and values.get('generator_steps'): raise ValueError('--shard and --generator_steps do not go together: FSDP2 settles which weights train once and for all')
+    model.to(device)
     n_params, flops = sum(p.numel() for p in model.parameters()), model.flops() if hasattr(model, 'flops') else 0
     first = feed.send(feed.arrays(np.arange(micro)))
     evaluation = Evaluations({title: Evaluation(Feed(file, mconfig, val_set, device, tokenizer), micro, config.eval_iters if meta['kind'] == 'text' else 0, tokenizer, m, rank, world)
@@ -822,6 +850,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     net, optimizers = distribute()
     if saved: scaler.load_state_dict(saved['scaler'])
     if saved and not new_stage: restore(optimizers, model, saved['optimizer'])
+    if (trained := sum(p.numel() for p in model.parameters() if p.requires_grad)) < n_params: log.say(f'{trained:,} of {n_params:,} weights are trained ({trained / n_params:.2%})')
     if compiled or device.type == 'cuda':            # off the clock; it changes no state
         log.live('compiling ...')
         t0 = time.time()
@@ -903,7 +932,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         if look or keep: clock = time.perf_counter()
         if done: break
         # ---- one optimizer step: the gradient of (sum of all losses) / (number of all targets)
-        if stage(step): net, optimizers = distribute()
+        if stage(step): (net, optimizers), best, worse = distribute(), -math.inf, 0               # the loss is another one now
         for group in (g for opt in optimizers for g in opt.param_groups): group['lr'] = group['peak'] * lr_at(step, config) * (step >= group['start'])
         for i, arrays in enumerate(micros):
             torch.manual_seed(int(keyed(config.seed, 3, step, rank, i)[0] >> np.uint64(1)))        # dropout and sampling
@@ -932,6 +961,10 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if signalled:
         log.say(f'{signal.Signals(signalled).name}: saved step {step}. To go on: {flags_again}')
         raise SystemExit(128 + signalled)
+    if config.lora_rank:                             # the adapter once more as peft's files; then, if asked for, a plain model
+        if rank == 0: lora.save(model, config.out_dir)
+        if config.merge or config.export_hf: lora.merge(model, unload=True)
+        if config.merge: save('merged.pt')
     final = {**row, 'best_' + evaluation.goal[4:] if evaluation.sign > 0 else 'best_val_loss': evaluation.sign * best, 'steps': step, 'tokens': tokens, 'train_seconds': seconds, 'total_seconds': time.time() - began, 'tokens_per_second': tokens / seconds if seconds else 0.0, 'peak_memory_mb': memory(), 'parameters': n_params, 'out_dir': config.out_dir, **{'commonest_' + k: v for k, v in floor.items()}}
     if rank == 0:
         with torch.no_grad(), contextlib.suppress(OSError):
