@@ -85,6 +85,7 @@ class Config:
     # batch and length
     batch_size: int = 64            # sequences of one optimizer step, over all devices
     micro_batch_size: int = 0       # sequences that one device holds at once; 0 means its whole share
+    group_by_length: bool = False   # labelled data: batches of examples of about one length, out of 16 batches: less padding
     max_iters: int = 1000           # optimizer steps
     epochs: float = 0.0             # passes over the training data, in the place of max_iters; 0 means max_iters
     time_limit: float = 0.0         # stop after this many seconds of training; 0 means no limit
@@ -874,8 +875,11 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         except OSError as e: log.say(f'could not write {config.out_dir}/{name} ({e}); an earlier one is kept. Free some space: the run goes on'); return False
     def fetch(step):
         "this rank's micro-batches of a step, the global numbers of targets, the signal that any rank has, time over"
-        rows = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
-        rows = feed.by_length(rows)[rank::world] if len(feed.lengths) else rows[rank * share:(rank + 1) * share]
+        pool = 16 if config.group_by_length and len(feed.lengths) else 1
+        rows = np.arange(step // pool * pool * config.batch_size, (step // pool + 1) * pool * config.batch_size)
+        order = np.argsort(keyed(config.seed, 9, step // pool, np.arange(pool)))
+        rows = feed.by_length(rows).reshape(pool, -1)[order[step % pool]]
+        rows = rows[rank::world] if len(feed.lengths) else rows[rank * share:(rank + 1) * share]
         micros = [feed.arrays(rows[a:a + micro]) for a in range(0, share, micro)]
         wants = torch.tensor([*np.sum([feed.count(*m) for m in micros], 0), sum(stop[:1]), 0 < config.time_limit <= seconds], dtype=torch.float64)
         if world > 1: dist.all_reduce(wants)         # on the host: the device does not wait

@@ -180,3 +180,22 @@ def test_a_tokenizer_without_roles_is_not_given_berts(corpus, tmp_path):
     train.main([*run, '--mask_id=7'])
     config = state(str(tmp_path / 'out'))['config']
     assert (config['cls_id'], config['sep_id'], config['mask_id']) == (-1, -1, 7)
+
+
+def test_group_by_length_reorders_a_pool_of_batches(pretrained, sums, tmp_path, monkeypatch):
+    """Sixteen batches hold the same examples as without it, each batch examples of about one length."""
+    seen, batch = {}, bert.batch
+    def run(name, *flags):
+        seen[name] = []
+        def spy(draw, config, rng):
+            if torch.is_grad_enabled(): seen[name].append([(e['index'], len(e['ids'])) for e in draw.examples()])
+            return batch(draw, config, rng)
+        monkeypatch.setattr(bert, 'batch', spy)
+        tune(pretrained, sums['three'], str(tmp_path / name), '--max_iters=16', '--eval_interval=99', '--batch_size=4', *flags)
+        return seen[name][-17:-1]                                          # of the last step's successor, too, a batch was made
+    plain, grouped = run('plain'), run('grouped', '--group_by_length')
+    assert sorted(sum(plain, [])) == sorted(sum(grouped, []))
+    spread = lambda batches: sum(max(n for _, n in b) - min(n for _, n in b) for b in batches)
+    assert spread(grouped) < spread(plain) / 2
+    means = [np.mean([n for _, n in b]) for b in grouped]
+    assert means != sorted(means)                                          # short ones do not come first
