@@ -199,3 +199,31 @@ def test_group_by_length_reorders_a_pool_of_batches(pretrained, sums, tmp_path, 
     assert spread(grouped) < spread(plain) / 2
     means = [np.mean([n for _, n in b]) for b in grouped]
     assert means != sorted(means)                                          # short ones do not come first
+
+
+def test_tags_answers_and_choices_through_the_trainer(pretrained, tmp_path):
+    """Each kind of data gets its head, its metric and its predictions; the metric is recomputed from what was written."""
+    rng, words = np.random.default_rng(4), 'zero one two three four five six'.split()
+    def tagged(i):
+        said = [words[j] for j in rng.integers(0, 7, 5)] + [str(i)]
+        return dict(tokens=said, tags=['B-small' if w in words[:3] else 'O' for w in said])
+    def choice(i):
+        a = rng.integers(0, 5)
+        return dict(text=f'{i} plus one after {words[a]} is', choices=[words[a + 1], words[a]][::rng.choice([1, -1])], label=0)
+    def qa(i):
+        a, b = words[rng.integers(0, 7)], words[rng.integers(0, 7)]
+        context = f'number {i} begins: {a} plus {b} is said.'
+        return dict(context=context, question='what comes after plus?', answers=[dict(text=b, answer_start=context.index('plus') + 5)])
+    for name, make, metric in (('tagged', tagged, 'f1'), ('choice', choice, 'accuracy'), ('qa', qa, 'f1')):
+        path, out = tmp_path / (name + '.jsonl'), str(tmp_path / name)
+        path.write_text(''.join(json.dumps(make(i)) + '\n' for i in range(120)))
+        result = tune(pretrained, str(path), out, '--max_iters=6', '--eval_interval=3')
+        predictions = lines_of(os.path.join(out, 'predictions.jsonl'))
+        assert state(out)['config']['kind'] == name and 0 <= result['best_' + metric] <= 1 and predictions
+        folder = text.cached(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0)
+        truth = lines_of(os.path.join(folder, 'val.jsonl'))
+        if name == 'choice': assert result['best_accuracy'] == np.mean([p['prediction'] == t['label'] for p, t in zip(predictions, truth)])
+        if name == 'tagged':
+            hits = [p == t for a, b in zip(predictions, truth) for p, t in zip(a['prediction'], b['tags'], strict=True)]
+            assert np.mean(hits) == pytest.approx(max(m['val_accuracy'] for m in lines_of(os.path.join(out, 'metrics.jsonl')) if m.get('val_f1') == result['best_f1']))
+        if name == 'qa': assert all(p['prediction'] in t['context'] for p, t in zip(predictions, truth))
