@@ -1,21 +1,22 @@
-"""Encoders in one file: BERT, RoBERTa, SpanBERT, ALBERT, DistilBERT, ModernBERT, the crammed BERT, and what lies between.
+"""Encoders in one file: BERT, RoBERTa, SpanBERT, ALBERT, DistilBERT, ModernBERT, the crammed BERT, what lies between.
 
-    python train.py --model=bert                                                  # masked language model of the standard library
-    python train.py --model=bert --init_from=out/bert --data=stdlib-modules       # then fine-tuned: the data's kind picks the head
+    python train.py --model=bert                                             # masked language model on the stdlib
+    python train.py --model=bert --init_from=out/bert --data=stdlib-modules  # fine-tuned: its kind picks the head
 
-One Config spans the family; a preset is the smallest difference from the defaults, which are BERT-base. batch() makes the
-pre-training task out of running text: [CLS] text [SEP], a share of the tokens hidden; the model computes logits at those K
-places alone. On supervised data batch() pads examples to the longest and the model has the head of that kind.
+One Config spans the family; a preset is the smallest difference from the defaults, which are BERT-base. batch() makes
+the pre-training task out of running text: [CLS] text [SEP], a share of the tokens hidden; the model computes logits at
+those K places alone. On supervised data batch() pads examples to the longest and the model has the head of that kind.
 
-Papers: BERT Devlin et al. 2018 (1810.04805), RoBERTa Liu et al. 2019 (1907.11692), SpanBERT Joshi et al. 2019 (1907.10529),
-ALBERT Lan et al. 2019 (1909.11942), DistilBERT Sanh et al. 2019 (1910.01108), smaller BERTs Turc et al. 2019 (1908.08962),
-cramming Geiping and Goldstein 2022 (2212.14034), MAE-LM Meng et al. 2023 (2302.02060), ModernBERT Warner et al. 2024
-(2412.13663), 30 % masking Wettig et al. 2022 (2202.08005), SQuAD windows Devlin et al. 2018 (appendix A.5 and 4.2).
+Papers: BERT Devlin et al. 2018 (1810.04805), RoBERTa Liu et al. 2019 (1907.11692), SpanBERT Joshi et al. 2019
+(1907.10529), ALBERT Lan et al. 2019 (1909.11942), DistilBERT Sanh et al. 2019 (1910.01108), smaller BERTs Turc et al.
+2019 (1908.08962), cramming Geiping and Goldstein 2022 (2212.14034), MAE-LM Meng et al. 2023 (2302.02060), ModernBERT
+Warner et al. 2024 (2412.13663), 30 % masking Wettig et al. 2022 (2202.08005), SQuAD windows Devlin et al. 2018
+(appendix A.5 and 4.2).
 
-Where we depart from them: rows are windows of running text, always full, so documents are cut anywhere and the two parts
-of a sentence pair meet at a random token; exactly K tokens are hidden in each row (whole-word masking leaves out a last
-word that does not fit); SpanBERT's spans count tokens, not words, and never touch; MAE-LM hides all of the K tokens; the
-same dropout stands in front of every head.
+Where we depart from them: rows are windows of running text, always full, so documents are cut anywhere and the two
+parts of a sentence pair meet at a random token; exactly K tokens are hidden in each row (whole-word masking leaves out
+a last word that does not fit); SpanBERT's spans count tokens, not words, and never touch; MAE-LM hides all of the K
+tokens; the same dropout stands in front of every head.
 
 Letters: B batch, T tokens, C width, E width of the embeddings, H heads, D head width, F hidden width of the MLP,
 V vocabulary, K masked tokens of a row, L tokens of text in a row, N choices.
@@ -71,10 +72,10 @@ class Config:
     sentences: str = ''          # second task on pairs: nsp (next or random) | sop (in order or swapped) | '' none
     n_decoder: int = 0           # MAE-LM: hidden tokens skip the encoder, this many blocks decode them; 0: plain
     # fine-tuning
-    kind: str = 'text'           # head: text (MLM) | labelled | tagged | qa | choice | pooled | none; the data's kind picks it
+    kind: str = 'text'           # head: text (MLM) | labelled | tagged | qa | choice | pooled | none; the data picks it
     n_labels: int = 0            # classes; 0 with kind=labelled: regression
     labels: str = ''             # names of the classes, a JSON list
-    pooler: str = 'tanh'         # what labelled and choice make of the pooled vector: tanh | relu | head (that of MLM, ModernBERT)
+    pooler: str = 'tanh'         # on the pooled vector of labelled and choice: tanh | relu | head (MLM's, ModernBERT)
     pool: str = 'cls'            # pooled vector: cls (first token) | mean
     double_sep: bool = False     # two [SEP] between a pair of texts (RoBERTa)
     doc_stride: int = 128        # qa: tokens from one window of a long context to the next
@@ -92,25 +93,33 @@ class Config:
 
     def __post_init__(self):
         for name, choices in (('positions', ('learned', 'sinusoidal', 'rotary')), ('activation', tuple(activations)),
-                              ('masking', ('token', 'word', 'span')), ('sentences', ('', 'nsp', 'sop')), ('pool', ('cls', 'mean')),
-                              ('pooler', ('tanh', 'relu', 'head')), ('kind', (*kinds, 'pooled', 'none'))):
+                              ('masking', ('token', 'word', 'span')), ('sentences', ('', 'nsp', 'sop')),
+                              ('pool', ('cls', 'mean')), ('pooler', ('tanh', 'relu', 'head')),
+                              ('kind', (*kinds, 'pooled', 'none'))):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not one of: {" ".join(map(repr, choices))}')
         for name in ('vocab_size', 'vocab_multiple', 'n_layer', 'n_head', 'n_embd', 'global_every', 'doc_stride'):
             if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected 1 or more')
         for name in ('mask_rate', 'mask_share', 'random_share'):
-            if not 0 <= getattr(self, name) <= 1: raise ValueError(f'{name}={getattr(self, name)}: expected a share from 0 to 1')
-        if self.mask_share + self.random_share > 1: raise ValueError(f'mask_share + random_share = {self.mask_share + self.random_share}: expected at most 1')
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name}={getattr(self, name)}: expected a share from 0 to 1')
+        if self.mask_share + self.random_share > 1:
+            raise ValueError(f'mask_share + random_share = {self.mask_share + self.random_share}: expected at most 1')
         if self.block_size < 8: raise ValueError(f'block_size={self.block_size}: expected 8 or more')
-        if self.n_embd % self.n_head: raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
+        if self.n_embd % self.n_head:
+            raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
         if self.positions == 'rotary' and self.n_embd // self.n_head % 2:
             raise ValueError(f'rotary positions turn pairs: a head of {self.n_embd // self.n_head} numbers is odd')
-        if self.sbo and self.masking != 'span': raise ValueError('sbo predicts spans from their boundaries: add --masking=span')
-        if self.static_masks and self.masking == 'span': raise ValueError('static_masks go with --masking=token or --masking=word')
+        if self.sbo and self.masking != 'span':
+            raise ValueError('sbo predicts spans from their boundaries: add --masking=span')
+        if self.static_masks and self.masking == 'span':
+            raise ValueError('static_masks go with --masking=token or --masking=word')
         if self.sentences and self.n_segments < 2: raise ValueError(f'sentences={self.sentences} needs --n_segments=2')
-        if self.masking == 'span' and self.mask_rate > 0.5: raise ValueError(f'mask_rate={self.mask_rate}: spans that do not touch cover at most half')
+        if self.masking == 'span' and self.mask_rate > 0.5:
+            raise ValueError(f'mask_rate={self.mask_rate}: spans that do not touch cover at most half')
         if unknown := set(self.biases.split()) - {'attention', 'mlp', 'norm', 'head', 'decoder'}:
-            raise ValueError(f'biases={self.biases!r}: {" ".join(sorted(unknown))} is none of: attention mlp norm head decoder')
+            raise ValueError(f'biases={self.biases!r}: {" ".join(sorted(unknown))} is none of: '
+                             'attention mlp norm head decoder')
 
     @property
     def rows(self): return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple  # of the token table
@@ -124,31 +133,37 @@ class Config:
     def n_masked(self): return max(1, round(self.mask_rate * self.n_text))                   # K
     @property
     def has_pooler(self):
-        return self.kind == 'pooled' or self.pooler != 'head' and (self.kind in ('labelled', 'choice') or self.kind == 'text' and self.sentences != '')
+        return self.kind == 'pooled' or self.pooler != 'head' and (
+            self.kind in ('labelled', 'choice') or self.kind == 'text' and self.sentences != '')
     @property
     def has_head(self): return self.kind == 'text' or self.pooler == 'head' and self.kind in kinds
     @property
-    def n_outputs(self): return {'labelled': self.n_labels or 1, 'tagged': self.n_labels, 'qa': 2, 'choice': 1}.get(self.kind, 0)
+    def n_outputs(self):
+        return {'labelled': self.n_labels or 1, 'tagged': self.n_labels, 'qa': 2, 'choice': 1}.get(self.kind, 0)
     def has_bias(self, part): return self.bias or part in self.biases.split()
 
 
 kinds = ('text', 'labelled', 'tagged', 'qa', 'choice')
-activations = {'gelu': F.gelu, 'gelu_tanh': functools.partial(F.gelu, approximate='tanh'), 'relu': F.relu, 'silu': F.silu}
+activations = {'gelu': F.gelu, 'gelu_tanh': functools.partial(F.gelu, approximate='tanh'),
+               'relu': F.relu, 'silu': F.silu}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # presets: what differs from BERT-base
 
-_roberta = dict(vocab_size=50265, n_segments=1, position_offset=2, norm_eps=1e-5, double_sep=True, eot_id=2, pad_id=1, cls_id=0, sep_id=2, mask_id=50264)
-_albert = dict(vocab_size=30000, embed_dim=128, share_layers=True, sentences='sop', masking='span', activation='gelu_tanh',
-               cls_id=2, sep_id=3, mask_id=4)
+_roberta = dict(vocab_size=50265, n_segments=1, position_offset=2, norm_eps=1e-5, double_sep=True,
+                eot_id=2, pad_id=1, cls_id=0, sep_id=2, mask_id=50264)
+_albert = dict(vocab_size=30000, embed_dim=128, share_layers=True, sentences='sop', masking='span',
+               activation='gelu_tanh', cls_id=2, sep_id=3, mask_id=4)
 _modern = dict(n_segments=0, positions='rotary', pre_norm=True, norm_eps=1e-5, gated=True, bias=False, dropout=0.0,
                attention_dropout=0.0, mask_rate=0.3, pooler='head')
-_modernbert = dict(_modern, vocab_size=50368, block_size=8192, biases='decoder', rope_theta=160000.0, rope_theta_local=10000.0,
-                   window=128, eot_id=50282, pad_id=50283, cls_id=50281, sep_id=50282, mask_id=50284)
+_modernbert = dict(_modern, vocab_size=50368, block_size=8192, biases='decoder', rope_theta=160000.0,
+                   rope_theta_local=10000.0, window=128,
+                   eot_id=50282, pad_id=50283, cls_id=50281, sep_id=50282, mask_id=50284)
 _large = dict(n_layer=24, n_head=16, n_embd=1024)
 
 presets = {
-    'small': dict(_modern, vocab_size=8192, block_size=128, n_layer=4, n_head=4, n_embd=256, n_hidden=512, mask_rate=0.2),
+    'small': dict(_modern, vocab_size=8192, block_size=128, n_layer=4, n_head=4, n_embd=256, n_hidden=512,
+                  mask_rate=0.2),
     'bert-tiny': dict(sentences='nsp', n_layer=2, n_head=2, n_embd=128),
     'bert-mini': dict(sentences='nsp', n_layer=4, n_head=4, n_embd=256),
     'bert-small': dict(sentences='nsp', n_layer=4, n_head=8, n_embd=512),
@@ -166,15 +181,15 @@ presets = {
     'maelm-base': dict(n_decoder=4),
     'modern-base': dict(_modernbert, n_layer=22, n_hidden=1152),
     'modern-large': dict(_modernbert, n_layer=28, n_head=16, n_embd=1024, n_hidden=2624),
-    'crammed': dict(_modern, vocab_size=32768, block_size=128, n_layer=16, n_hidden=1536, positions='sinusoidal', norm_eps=1e-12,
-                    biases='norm', mask_rate=0.25, mlm_transform=False, pooler='tanh'),
+    'crammed': dict(_modern, vocab_size=32768, block_size=128, n_layer=16, n_hidden=1536, positions='sinusoidal',
+                    norm_eps=1e-12, biases='norm', mask_rate=0.25, mlm_transform=False, pooler='tanh'),
 }
 
 # what trains well: overrides of train.py's fields (and of Config's), for this file and for single presets
 recipe = dict(preset='small', weight_decay=0.01, beta1=0.9, beta2=0.98, eps=1e-6, grad_clip=1.0, lr_schedule='linear')
 
-_bert = dict(learning_rate=1e-4, batch_size=256, max_iters=1000000, warmup_iters=10000, beta2=0.999)  # BERT, appendix A.2
-_modern_recipe = dict(lr_schedule='wsd', batch_size=4608, warmup_iters=400, weight_decay=1e-5)        # ModernBERT, table 3
+_bert = dict(learning_rate=1e-4, batch_size=256, max_iters=1000000, warmup_iters=10000, beta2=0.999)  # BERT, app. A.2
+_modern_recipe = dict(lr_schedule='wsd', batch_size=4608, warmup_iters=400, weight_decay=1e-5)  # ModernBERT, table 3
 recipes = {
     'small': dict(optimizer='muon', learning_rate=3e-3, muon_lr=0.02, batch_size=32, max_iters=400, warmup_iters=20,
                   eval_interval=100, eval_iters=64, vocab_multiple=128),
@@ -189,8 +204,8 @@ recipes = {
     'crammed': dict(learning_rate=1e-3, batch_size=4096, max_iters=35000, warmup_iters=1000, eps=1e-12, grad_clip=0.5),
 }
 # from given weights (BERT, appendix A.3: 2 to 4 epochs at 2e-5 to 5e-5, small models want more)
-finetune = dict(learning_rate=5e-5, batch_size=32, epochs=3.0, eval_interval=0, warmup_iters=50, weight_decay=0.01, beta2=0.999,
-                eps=1e-6, lr_schedule='linear', dropout=0.1)
+finetune = dict(learning_rate=5e-5, batch_size=32, epochs=3.0, eval_interval=0, warmup_iters=50, weight_decay=0.01,
+                beta2=0.999, eps=1e-6, lr_schedule='linear', dropout=0.1)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # pre-training: running text -> rows with hidden tokens. Everything is vectorised over the rows
@@ -200,18 +215,20 @@ def role(config, name):
     i = getattr(config, name + '_id')
     i = config.eot_id if i < 0 and name != 'mask' else i
     if not 0 <= i < config.vocab_size:
-        raise ValueError(f'the tokenizer has no {name} token ({name}_id={i}): prepare the text with --tokenizer=bpe, or give --{name}_id')
+        raise ValueError(f'the tokenizer has no {name} token ({name}_id={i}): '
+                         f'prepare the text with --tokenizer=bpe, or give --{name}_id')
     return i
 
 
 @functools.lru_cache(4)
 def word_parts(tokenizer):
-    """-> two (V,) bool: the token begins like the middle of a word, the token ends inside a word. What is decoded after a
-    letter shows whether the tokenizer puts a space in front, be it byte-level or WordPiece."""
+    """-> two (V,) bool: the token begins like the middle of a word, the token ends inside a word. What is decoded after
+    a letter shows whether the tokenizer puts a space in front, be it byte-level or WordPiece."""
     inside = lambda b: b >= 128 or chr(b).isalnum() or b == 95
     letter = next(i for i in range(tokenizer.vocab_size) if tokenizer.decode_bytes([i])[-1:].isalpha())
     skip, special = len(tokenizer.decode_bytes([letter])), set(tokenizer.special.values())
-    bytes_of = [b'' if i in special else tokenizer.decode_bytes([letter, i])[skip:] for i in range(tokenizer.vocab_size)]
+    bytes_of = [b'' if i in special else tokenizer.decode_bytes([letter, i])[skip:]
+                for i in range(tokenizer.vocab_size)]
     return tuple(np.array([len(b) > 0 and inside(b[at]) for b in bytes_of]) for at in (0, -1))
 
 
@@ -222,34 +239,37 @@ def mix(x):  # the output function of SplitMix64 (Steele et al. 2014), on uint64
 
 
 def fixed_random(tokens, copy):
-    """A function like rng.random for static masks: numbers of a place depend on the tokens from 4 before it to 4 after it
-    and on the number of the copy, so a text meets the same mask wherever its window begins. tokens: (B, L), copy: (B, 1)"""
+    """A function like rng.random for static masks: numbers of a place depend on the tokens from 4 before it to 4 after
+    it and on the copy's number: a text meets the same mask wherever its window begins. (B, L), (B, 1) -> function"""
     around = np.pad(tokens.astype(np.uint64) + np.uint64(1), ((0, 0), (4, 4)))
-    key = sum(around[:, i:i + tokens.shape[1]] * mix(np.uint64([i + 1])) for i in range(9)) ^ mix(copy.astype(np.uint64) + np.uint64(99))
+    key = (sum(around[:, i:i + tokens.shape[1]] * mix(np.uint64([i + 1])) for i in range(9))
+           ^ mix(copy.astype(np.uint64) + np.uint64(99)))
     calls = iter(range(1, 9))
     return lambda n: (mix(key + mix(np.uint64([next(calls)]))) >> np.uint64(11)) * 2.0 ** -53
 
 
 def span_places(u_length, u_place, K, L):
-    """SpanBERT, 3.1: spans of geometric length (p = 0.2, at most 10, mean 3.8), K tokens in all, at least one token apart.
-    Random numbers (B, K), (B, L - K + 1) -> places (B, K) in order, number of the span that each belongs to (B, K)"""
+    """SpanBERT, 3.1: spans of geometric length (p = 0.2, at most 10, mean 3.8), K tokens in all, at least one token
+    apart. Random numbers (B, K), (B, L - K + 1) -> places (B, K) in order, number of the span that each belongs to
+    (B, K)"""
     share = 0.2 * 0.8 ** np.arange(10)
-    length = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], u_length, 'right')  # (B, K): as many spans suffice
+    length = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], u_length, 'right')  # (B, K): so many suffice
     ends = np.minimum(np.cumsum(length, axis=1), K)                        # of each span, in hidden tokens
     span = (ends[:, None] <= np.arange(K)[:, None]).sum(2)                 # (B, K)
-    slots = np.argsort(u_place, axis=1)[:, :K]                             # visible tokens in front of each span: distinct
+    slots = np.argsort(u_place, axis=1)[:, :K]                             # visible tokens before each span: distinct
     slots = np.sort(np.where(np.arange(K) <= span[:, -1:], slots, L), axis=1)
     return np.take_along_axis(slots, span, 1) + np.arange(K), span
 
 
 def choose(tokens, config, rng, tokenizer):
-    """The tokens to hide. tokens: (B, L) -> places (B, K) in order, whether each counts (B, K), u for mask / random / keep
-    (B, K), number of the span (B, K)"""
+    """The tokens to hide. tokens: (B, L) -> places (B, K) in order, whether each counts (B, K), u for mask / random /
+    keep (B, K), number of the span (B, K)"""
     (B, L), K = tokens.shape, config.n_masked
-    special = np.isin(tokens, [i for i in (config.eot_id, config.pad_id, config.cls_id, config.sep_id, config.mask_id) if i >= 0])
+    special = np.isin(tokens, [i for i in (config.eot_id, config.pad_id, config.cls_id, config.sep_id, config.mask_id)
+                               if i >= 0])
     if config.masking == 'span':
         places, span = span_places(rng.random(K), rng.random(L - K + 1), K, L)
-        u = np.take_along_axis(rng.random(K), span, 1)                     # a span is masked, randomised or kept as a whole
+        u = np.take_along_axis(rng.random(K), span, 1)                     # a span is treated as a whole
         return places, ~np.take_along_axis(special, places, 1), u, span
     random = fixed_random(tokens, rng.integers(0, config.static_masks, 1)) if config.static_masks else rng.random
     order, fits = random(L) + special, np.ones((B, K), bool)               # separators come last
@@ -258,7 +278,7 @@ def choose(tokens, config, rng, tokenizer):
         begins, ends = word_parts(tokenizer)
         first = np.ones((B, L), bool)
         first[:, 1:] = ~(begins[tokens[:, 1:]] & ends[tokens[:, :-1]])
-        order = np.take_along_axis(order, np.maximum.accumulate(np.where(first, np.arange(L), 0), 1), 1)  # that of the word
+        order = np.take_along_axis(order, np.maximum.accumulate(np.where(first, np.arange(L), 0), 1), 1)  # of the word
         ranked = np.argsort(order, axis=1, kind='stable')
         following = np.take_along_axis(order, ranked[:, [K]], 1) if K < L else -1
         ranked = ranked[:, :K]
@@ -271,8 +291,8 @@ def choose(tokens, config, rng, tokenizer):
 
 
 def batch(draw, config, rng):
-    """One micro-batch. Running text: ids (B, T), [segments (B, T)], places (B, K), [edges (B, K, 3)], [pair labels (B,)],
-    targets (B, K), where the brackets come with sentences, sbo, sentences. Supervised: see collate."""
+    """One micro-batch. Running text: ids (B, T), [segments (B, T)], places (B, K), [edges (B, K, 3)], [pair labels
+    (B,)], targets (B, K), where the brackets come with sentences, sbo, sentences. Supervised: see collate."""
     if config.kind != 'text': return collate(draw.examples(), config)
     T, L = config.block_size, config.n_text
     cls, sep, mask = (role(config, name) for name in ('cls', 'sep', 'mask'))
@@ -280,7 +300,8 @@ def batch(draw, config, rng):
     place, first = np.broadcast_to(np.arange(L), tokens.shape), np.full((len(tokens), 1), L)
     if config.sentences:
         first, flip = rng.integers(L // 4, L - L // 4 + 1, 1), rng.integers(0, 2, 1)         # (B, 1) each
-        if config.sentences == 'nsp': tokens = np.where((flip == 1) & (place >= first), draw(L, stream=1), tokens)
+        if config.sentences == 'nsp':
+            tokens = np.where((flip == 1) & (place >= first), draw(L, stream=1), tokens)
         else:
             tokens = np.where(flip, np.take_along_axis(tokens, (place + first) % L, 1), tokens)
             first = np.where(flip, L - first, first)
@@ -302,30 +323,32 @@ def batch(draw, config, rng):
 
 
 def count(*arrays):
-    """Numbers of targets: those of the last array, and those of the sentence task. Floats of -100 and below are none."""
+    """Numbers of targets: those of the last array and those of the sentence task. Floats of -100 and below are none."""
     last, between = arrays[-1], [a for a in arrays[1:-1] if a.ndim == 1]
-    return (int((last > -100).sum() if last.dtype.kind == 'f' else (last >= 0).sum()), *(int((a >= 0).sum()) for a in between))
+    return (int((last > -100).sum() if last.dtype.kind == 'f' else (last >= 0).sum()),
+            *(int((a >= 0).sum()) for a in between))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # fine-tuning: examples -> rows
 
 def offsets(text, tokenizer):
-    """-> ids, and of each token the characters of the text that it stands for, [(start, end)]. A byte-level tokenizer tells
-    them exactly; any other one encodes word by word, and a token of a word stands for the whole word."""
+    """-> ids, and of each token the characters of the text that it stands for, [(start, end)]. A byte-level tokenizer
+    tells them exactly; any other one encodes word by word, and a token of a word stands for the whole word."""
     ids = tokenizer.encode(text)
     sizes = [len(tokenizer.decode_bytes([i])) for i in ids]
     if tokenizer.decode_bytes(ids) == text.encode() and sum(sizes) == len(text.encode()):
-        character = np.append(np.repeat(np.arange(len(text)), [len(c.encode()) for c in text]), len(text))  # of each byte
+        character = np.append(np.repeat(np.arange(len(text)), [len(c.encode()) for c in text]), len(text))  # per byte
         ends = np.cumsum([0, *sizes])
         spans = [(int(character[a]), int(character[b - 1]) + 1) for a, b in zip(ends, ends[1:])]
-        return ids, [(a + len(text[a:b]) - len(text[a:b].lstrip()), b) if text[a:b].strip() else (a, b) for a, b in spans]
+        return ids, [(a + len(text[a:b]) - len(text[a:b].lstrip()), b) if text[a:b].strip() else (a, b)
+                     for a, b in spans]
     pieces = [(m.span(), tokenizer.encode(m[0])) for m in re.finditer(r'\w+|[^\w\s]', text)]
     return [i for _, p in pieces for i in p], [span for span, p in pieces for _ in p]
 
 
 def encode(example, tokenizer, config):
-    """An example of supervised data -> list of dicts, rows for collate: one, but a long context of kind qa gives one for
-    each window. Texts are cut to block_size, the longer one of a pair first."""
+    """An example of supervised data -> list of dicts, rows for collate: one, but a long context of kind qa gives one
+    for each window. Texts are cut to block_size, the longer one of a pair first."""
     cls, sep = ([role(config, name)] for name in ('cls', 'sep'))
     between = sep * (1 + config.double_sep)
     def row(a, b=None):
@@ -334,10 +357,12 @@ def encode(example, tokenizer, config):
             longer = a if b is None or len(a) >= len(b) else b
             del longer[-max(1, min(over, abs(len(a) - len(b or ())))):]
         first = cls + a + (sep if b is None else between)
-        return dict(ids=first + (b + sep if b is not None else []), segments=[0] * len(first) + [1] * (len(b) + 1 if b is not None else 0))
+        return dict(ids=first + (b + sep if b is not None else []),
+                    segments=[0] * len(first) + [1] * (len(b) + 1 if b is not None else 0))
     if config.kind == 'labelled':
         b = example.get('text_b')
-        return [dict(row(tokenizer.encode(example['text']), None if b is None else tokenizer.encode(b)), label=example['label'])]
+        return [dict(row(tokenizer.encode(example['text']), None if b is None else tokenizer.encode(b)),
+                     label=example['label'])]
     if config.kind == 'choice':
         text = tokenizer.encode(example['text'])
         return [dict(choices=[row(text, tokenizer.encode(c)) for c in example['choices']], label=example['label'])]
@@ -348,11 +373,14 @@ def encode(example, tokenizer, config):
             if len(ids) + len(pieces) + 1 > config.block_size: break
             words.append(len(ids))
             ids, tags = ids + pieces, tags + [tag] + [-1] * (len(pieces) - 1)
-        return [dict(ids=ids + sep, segments=[0] * (len(ids) + 1), tags=tags + [-1], words=words, n_words=len(example['tokens']))]
+        return [dict(ids=ids + sep, segments=[0] * (len(ids) + 1), tags=tags + [-1], words=words,
+                     n_words=len(example['tokens']))]
     question, rows = cls + tokenizer.encode(example['question'])[:config.max_query] + between, []
     ids, spans = offsets(example['context'], tokenizer)
     room = config.block_size - len(question) - 1
-    if room < 1: raise ValueError(f'block_size={config.block_size} leaves no room for the context: raise it or lower --max_query')
+    if room < 1:
+        raise ValueError(f'block_size={config.block_size} leaves no room for the context: '
+                         'raise it or lower --max_query')
     answer = next(iter(example.get('answers') or ()), None)
     for at in range(0, max(1, len(ids) - room + config.doc_stride), min(config.doc_stride, room)):
         part, start, end = spans[at:at + room], 0, 0                       # 0: [CLS], the answer is not in this window
@@ -361,19 +389,21 @@ def encode(example, tokenizer, config):
             inside = [i for i, (x, y) in enumerate(part) if x < b and y > a]
             whole = [i for i, (x, y) in enumerate(spans) if x < b and y > a]
             if inside and len(inside) == len(whole): start, end = len(question) + inside[0], len(question) + inside[-1]
-        rows.append(dict(ids=question + ids[at:at + room] + sep, segments=[0] * len(question) + [1] * (len(part) + 1), start=start,
-                         end=end, first=len(question), spans=part, context=example['context']))
+        rows.append(dict(ids=question + ids[at:at + room] + sep, segments=[0] * len(question) + [1] * (len(part) + 1),
+                         start=start, end=end, first=len(question), spans=part, context=example['context']))
         if at + room >= len(ids): break
     return rows
 
 
 def collate(examples, config):
-    """Rows from encode -> ids, segments (B, T), mask (B, T) bool or (B, 0) when nothing is padded, targets: labels (B,), numbers
-    to regress to (B,), tags (B, T), starts and ends (B, 2). Choices: (B, N, T). T is the longest, to a multiple of 8."""
+    """Rows from encode -> ids, segments (B, T), mask (B, T) bool or (B, 0) when nothing is padded, targets: labels
+    (B,), numbers to regress to (B,), tags (B, T), starts and ends (B, 2). Choices: (B, N, T). T is the longest, to a
+    multiple of 8."""
     grouped = [e['choices'] if config.kind == 'choice' else [e] for e in examples]
     N, longest = max(map(len, grouped)), max(len(r['ids']) for g in grouped for r in g)
     shape = len(examples), N, min(-(-longest // 8) * 8, max(config.block_size, longest))
-    ids, segments, mask, tags = np.full(shape, max(0, config.pad_id)), np.zeros(shape, np.int64), np.zeros(shape, bool), np.full(shape, -1)
+    ids, segments, mask, tags = (np.full(shape, max(0, config.pad_id)), np.zeros(shape, np.int64),
+                                 np.zeros(shape, bool), np.full(shape, -1))
     for i, group in enumerate(grouped):
         for j, r in enumerate(group):
             n = len(r['ids'])
@@ -389,9 +419,9 @@ def collate(examples, config):
 
 @torch.no_grad()
 def predict(model, arrays, examples, tokenizer=None):
-    """The arrays of collate (as tensors) and the rows they were made of -> a dict for each: index, prediction (number of the class
-    or choice, value, list of the words' tags, text of the answer), score, by which windows of one example compete, and name, the
-    class in words if Config.labels tells it."""
+    """The arrays of collate (as tensors) and the rows they were made of -> a dict for each: index, prediction (number
+    of the class or choice, value, list of the words' tags, text of the answer), score, by which windows of one example
+    compete, and name, the class in words if Config.labels tells it."""
     c, out = model.config, []
     names = json.loads(c.labels) if c.labels and c.n_labels else []
     ids, segments, mask, _ = arrays
@@ -450,8 +480,8 @@ def make_norm(config, width=0): return LayerNorm(width or config.n_embd, config.
 
 
 def fused(width, bias, **parts):
-    """Several linear layers of one input as one, which is faster. Who wants them apart finds the rows of each in .parts:
-    adapters on the layer, by name; Muon on its weight."""
+    """Several linear layers of one input as one, which is faster. Who wants them apart finds the rows of each in
+    .parts: adapters on the layer, by name; Muon on its weight."""
     layer = nn.Linear(width, sum(parts.values()), bias=bias)
     layer.parts, layer.weight.parts = parts, list(parts.values())
     return layer
@@ -479,9 +509,12 @@ class Embeddings(nn.Module):
     def extras(self, T, like, segments=None):
         """What a token's place adds: (B or 1, T, E)"""
         c, x = self.config, like.new_zeros(1, 1, 1)
-        if c.positions == 'learned': x = x + self.positions(torch.arange(c.position_offset, c.position_offset + T, device=like.device))
+        if c.positions == 'learned':
+            x = x + self.positions(torch.arange(c.position_offset, c.position_offset + T, device=like.device))
         if c.positions == 'sinusoidal': x = x + self.scale * sinusoidal(torch.arange(T, device=like.device), c.embed)
-        if c.n_segments: x = x + (self.segments.weight[0] if segments is None else self.segments(segments.clamp(max=c.n_segments - 1)))
+        if c.n_segments:
+            x = x + (self.segments.weight[0] if segments is None
+                     else self.segments(segments.clamp(max=c.n_segments - 1)))
         return x
 
 
@@ -542,21 +575,24 @@ class Encoder(nn.Module):
         self.norm = make_norm(config) if config.pre_norm else nn.Identity()
 
     def forward(self, x, mask=None, positions=None):
-        """x: (B, T, E), mask: (B, T) bool, true for real tokens, or None; positions: (B, T) if not 0, 1, 2, ... -> (B, T, C)"""
+        """x: (B, T, E), mask: (B, T) bool, true for real tokens, or None; positions: (B, T) or None -> (B, T, C)"""
         c, T = self.config, x.size(1)
         if positions is None: positions = torch.arange(T, device=x.device)[None]
-        turns = [rotary(t, c.n_embd // c.n_head, positions) if c.positions == 'rotary' else None for t in (c.rope_theta, c.rope_theta_local or c.rope_theta)]
+        turns = [rotary(t, c.n_embd // c.n_head, positions) if c.positions == 'rotary' else None
+                 for t in (c.rope_theta, c.rope_theta_local or c.rope_theta)]
         masks = [None if mask is None else mask[:, None, None]] * 2                            # (B, 1, 1, T)
         if c.window and T - 1 > c.window // 2:
-            near = ((positions[:, :, None] - positions[:, None]).abs() <= c.window // 2)[:, None]                # (B or 1, 1, T, T)
+            near = ((positions[:, :, None] - positions[:, None]).abs() <= c.window // 2)[:, None]    # (B or 1, 1, T, T)
             itself = torch.eye(T, dtype=torch.bool, device=x.device)       # so that no padded token sees nothing: NaN
             masks[1] = near if mask is None else near & masks[0] | itself
         if hasattr(self, 'project'): x = self.project(x)
-        if c.residual_autocast and torch.is_autocast_enabled(x.device.type): x = x.to(torch.get_autocast_dtype(x.device.type))
+        if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         for i in range(self.n_layer):
             local = c.window > 0 and i % c.global_every > 0
             block, args = self.blocks[i % len(self.blocks)], (x, turns[local], masks[local])
-            x = checkpoint(block, *args, use_reentrant=False) if c.checkpoint_activations and self.training else block(*args)
+            x = (checkpoint(block, *args, use_reentrant=False)
+                 if c.checkpoint_activations and self.training else block(*args))
         return self.norm(x)
 
 
@@ -575,7 +611,8 @@ class Boundary(nn.Module):
         super().__init__()
         C, E = config.n_embd, config.embed
         self.places = nn.Embedding(10, C)
-        self.dense_1, self.norm_1, self.dense_2, self.norm_2 = nn.Linear(3 * C, C), make_norm(config), nn.Linear(C, E), make_norm(config, E)
+        self.dense_1, self.norm_1, self.dense_2, self.norm_2 = (nn.Linear(3 * C, C), make_norm(config),
+                                                                nn.Linear(C, E), make_norm(config, E))
     def forward(self, left, right, place):
         h = self.norm_1(F.gelu(self.dense_1(torch.cat((left, right, self.places(place)), dim=-1))))
         return self.norm_2(F.gelu(self.dense_2(h)))
@@ -587,7 +624,8 @@ class Model(nn.Module):
         self.config, c, C = config, config, config.n_embd
         self.embeddings, self.encoder, self.drop = Embeddings(c), Encoder(c), nn.Dropout(c.dropout)
         if c.has_pooler: self.pooler = nn.Linear(C, C)
-        if c.has_head: self.head = Transform(c) if c.mlm_transform else nn.Linear(C, c.embed) if C != c.embed else nn.Identity()
+        if c.has_head:
+            self.head = Transform(c) if c.mlm_transform else nn.Linear(C, c.embed) if C != c.embed else nn.Identity()
         if c.n_outputs: self.classifier = nn.Linear(C, c.n_outputs)
         if c.kind == 'text':
             self.decoder = nn.Linear(c.embed, c.rows, bias=c.has_bias('decoder'))
@@ -599,22 +637,25 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """BERT's: normal, cut off at two standard deviations. Pre-norm: what writes to the residual stream is 1/sqrt(2L) of it."""
+        """BERT's: normal, cut off at two standard deviations. Pre-norm: what writes to the residual stream is
+        1/sqrt(2L) of it."""
         c = self.config
         for name, p in self.named_parameters():
-            std = c.init_std * ((2 * c.n_layer) ** -0.5 if c.pre_norm and name.endswith(('out.weight', 'down.weight')) else 1)
+            std = c.init_std * ((2 * c.n_layer) ** -0.5
+                                if c.pre_norm and name.endswith(('out.weight', 'down.weight')) else 1)
             if p.ndim >= 2: nn.init.trunc_normal_(p, 0, std, -2 * std, 2 * std)
             elif not name.endswith('scale'): p.fill_(0 if name.endswith('bias') else 1)
 
     def depth_of(self, name):
-        """How deep a parameter lies: 0 embeddings, 1 .. n_layer blocks, n_layer + 1 heads. For layer-wise learning rates and freezing"""
+        """Depth of a parameter, for layer_decay and freeze: 0 embeddings, 1 .. n_layer blocks, n_layer + 1 heads."""
         if name.startswith('encoder.blocks.'): return int(name.split('.')[2]) + 1
         return 0 if name.startswith(('embeddings.', 'encoder.project.')) else self.config.n_layer + 1
 
     def hidden(self, ids, segments=None, mask=None):
-        """ids, segments, mask: (B, T), 1 or true in mask for real tokens -> hidden states of the last layer (B, T, C)"""
+        """ids, segments, mask: (B, T), 1 or true in mask for real tokens -> the last layer's hidden states (B, T, C)"""
         if mask is not None: mask = (mask > 0) if mask.size(1) else None
-        if mask is not None: mask = mask | (torch.arange(mask.size(1), device=ids.device) == 0)  # a row of padding alone: no NaN
+        # a row of padding alone: no NaN
+        if mask is not None: mask = mask | (torch.arange(mask.size(1), device=ids.device) == 0)
         return self.encoder(self.embeddings(ids, segments), mask)
 
     def pooled(self, x, mask=None):
@@ -627,12 +668,15 @@ class Model(nn.Module):
         return self.pooler(x).tanh() if c.pooler == 'tanh' else self.pooler(x).relu()
 
     def logits(self, ids, segments=None, mask=None):
-        """ids, segments, mask: (B, T) -> masked language model (B, T, V); with another head: classes (B, n_labels), a number (B, 1),
-        tags (B, T, n_labels), starts and ends (B, T, 2); choices, from (B, N, T): (B, N), -inf for rows of padding"""
+        """ids, segments, mask: (B, T) -> masked language model (B, T, V); with another head: classes (B, n_labels), a
+        number (B, 1), tags (B, T, n_labels), starts and ends (B, T, 2); choices, from (B, N, T): (B, N), -inf for rows
+        of padding"""
         c = self.config
-        if c.kind in ('none', 'pooled'): raise ValueError('these weights have no head, so there are no logits: use hidden(), or fine-tune first')
+        if c.kind in ('none', 'pooled'):
+            raise ValueError('these weights have no head, so there are no logits: use hidden(), or fine-tune first')
         if c.kind == 'choice':
-            (B, N, T), y = ids.shape, self.scores(*(None if a is None else a.flatten(0, 1) for a in (ids, segments, mask)))
+            (B, N, T), y = ids.shape, self.scores(*(None if a is None else a.flatten(0, 1)
+                                                    for a in (ids, segments, mask)))
             y = y.view(B, N)
             return y if mask is None or not mask.size(2) else y.masked_fill(~(mask > 0).any(2), -math.inf)
         return self.scores(ids, segments, mask)
@@ -640,7 +684,8 @@ class Model(nn.Module):
     def tokens_of(self, x):
         """x: (.., E) -> (.., V): rows of padding have no logit"""
         y = self.decoder(x)
-        return y if self.config.rows == self.config.vocab_size else y[..., :self.config.vocab_size]  # a slice of all costs a copy backward
+        # a slice of all costs a copy backward
+        return y if self.config.rows == self.config.vocab_size else y[..., :self.config.vocab_size]
 
     def scores(self, ids, segments, mask):
         c = self.config
@@ -654,10 +699,10 @@ class Model(nn.Module):
         if c.kind in ('labelled', 'choice'): return self.classifier(self.drop(self.pooled(x, mask)))
         return self.classifier(self.drop(self.head(x) if c.pooler == 'head' else x))
 
-    def pair_logits(self, x): return self.pair(self.drop(self.pooled(x)))  # (B, T, C) -> (B, 2): next or in order, and not
+    def pair_logits(self, x): return self.pair(self.drop(self.pooled(x)))  # (B, T, C) -> (B, 2): next or in order, not
 
     def decode(self, x, hole, segments=None, mask=None):
-        """MAE-LM: hidden states with [MASK] in the holes (B, T), places added anew, through the small decoder -> (B, T, C)"""
+        """MAE-LM: hidden states, [MASK] in holes (B, T), places added anew, through the small decoder -> (B, T, C)"""
         e, E = self.embeddings, self.config.embed
         add = e.extras(x.size(1), x, segments)
         if hasattr(self.encoder, 'project'): add = F.linear(add, self.encoder.project.weight)
@@ -672,8 +717,8 @@ class Model(nn.Module):
         return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction='sum'), hits
 
     def forward(self, ids, *rest, totals=None):
-        """The arrays of batch() -> loss, stats. With totals, the numbers of targets of the global batch, the parts of a batch add
-        up to the loss of the whole. The losses of the tasks are added: MLM + SBO + sentences."""
+        """The arrays of batch() -> loss, stats. With totals, the numbers of targets of the global batch, the parts of a
+        batch add up to the loss of the whole. The losses of the tasks are added: MLM + SBO + sentences."""
         if self.config.kind != 'text': return self.supervised(ids, *rest, totals=totals)
         c, (B, T), rest, targets = self.config, ids.shape, list(rest[:-1]), rest[-1]
         share = lambda k, t: (t >= 0).sum().clamp(min=1) if totals is None else totals[k]
@@ -694,13 +739,15 @@ class Model(nn.Module):
         stats = {'mlm_loss': loss.detach()} if c.sbo or c.sentences else {}
         if hits is not None: stats['accuracy'] = hits / share(0, targets)
         if c.sbo:
-            sbo, _ = self.nll(self.boundary(at(edges[..., 0]), at(edges[..., 1]), edges[..., 2].flatten()), targets.flatten())
+            sbo, _ = self.nll(self.boundary(at(edges[..., 0]), at(edges[..., 1]), edges[..., 2].flatten()),
+                              targets.flatten())
             stats['sbo_loss'] = sbo.detach() / share(0, targets)
             loss = loss + sbo / share(0, targets)
         if c.sentences:
             pair = self.pair_logits(x)                                     # (B, 2)
             nll = F.cross_entropy(pair.float(), flip, ignore_index=-1, reduction='sum') / share(1, flip)
-            stats.update(sentence_loss=nll.detach(), sentence_accuracy=(pair.argmax(1) == flip).sum() / share(1, flip))
+            stats.update(sentence_loss=nll.detach(),
+                         sentence_accuracy=(pair.argmax(1) == flip).sum() / share(1, flip))
             loss = loss + nll
         return loss, stats
 
@@ -715,14 +762,16 @@ class Model(nn.Module):
             y = y.transpose(1, 2)                                          # (B, 2, T)
             if mask.size(1): y = y.masked_fill(~mask[:, None], -math.inf)
         y, targets = y.flatten(0, -2), targets.flatten()
-        return F.cross_entropy(y, targets, ignore_index=-1, reduction='sum') / n, {'accuracy': (y.argmax(1) == targets).sum() / n}
+        return (F.cross_entropy(y, targets, ignore_index=-1, reduction='sum') / n,
+                {'accuracy': (y.argmax(1) == targets).sum() / n})
 
     def flops(self):
-        """Training flops of one row: (6 N + 12 L T C) T, where N leaves out look-up tables and counts MLM's head (and decoder
-        matrix) for K of T tokens, a pooler for one, and a shared block as often as it runs."""
+        """Training flops of one row: (6 N + 12 L T C) T, where N leaves out look-up tables and counts MLM's head (and
+        decoder matrix) for K of T tokens, a pooler for one, and a shared block as often as it runs."""
         c, T = self.config, self.config.block_size
         size = lambda *names: sum(p.numel() for n in names if hasattr(self, n) for p in getattr(self, n).parameters())
-        N = size('encoder') + sum(p.numel() for p in self.encoder.blocks.parameters()) * (c.n_layer // len(self.encoder.blocks) - 1)
+        N = size('encoder') + (sum(p.numel() for p in self.encoder.blocks.parameters())
+                               * (c.n_layer // len(self.encoder.blocks) - 1))
         tokens, layers = T, c.n_layer
         if c.kind == 'text':
             decoder, K = c.rows * c.embed, c.n_masked
@@ -730,32 +779,36 @@ class Model(nn.Module):
             if c.n_decoder: tokens, row = T - K, row + (6 * size('mae') + 12 * c.n_decoder * T * c.n_embd) * T
         else: row = 6 * (size('classifier') * (T if c.kind in ('tagged', 'qa') else 1) + size('pooler', 'head'))
         local = 0 if not c.window else layers - -(-layers // c.global_every)
-        return int((6 * N + 12 * c.n_embd * ((layers - local) * tokens + local * min(tokens, c.window + 1))) * tokens + row)
+        return int((6 * N + 12 * c.n_embd * ((layers - local) * tokens + local * min(tokens, c.window + 1))) * tokens
+                   + row)
 
 
 def adapt(weights, model):
-    """Weights of another head or of longer rows -> a state dict for this model: its encoder takes them, new heads keep the
-    values they have. Raises ValueError if the encoders differ."""
+    """Weights of another head or of longer rows -> a state dict for this model: its encoder takes them, new heads keep
+    the values they have. Raises ValueError if the encoders differ."""
     own = model.state_dict()
     for name, p in own.items():
         w, body = weights.get(name), name.startswith(('embeddings.', 'encoder.'))
         if w is not None and name == 'embeddings.positions.weight': w = w[:len(p)]
         if body and (w is None or w.shape != p.shape):
-            raise ValueError(f'{name} is {"missing" if w is None else tuple(w.shape)}, the model has {tuple(p.shape)}: the encoder must be the same')
+            raise ValueError(f'{name} is {"missing" if w is None else tuple(w.shape)}, the model has {tuple(p.shape)}: '
+                             'the encoder must be the same')
         if w is not None and w.shape == p.shape: own[name] = w
     return own
 
 
 @torch.no_grad()
 def show(model, tokenizer, ids, n=96):
-    """Validation text with every sixth token or so hidden, and what the model puts there: [guess], or [guess|truth] where
-    it is wrong. With another head: the last part of some examples, the prediction and the truth."""
+    """Validation text with every sixth token or so hidden, and what the model puts there: [guess], or [guess|truth]
+    where it is wrong. With another head: the last part of some examples, the prediction and the truth."""
     c, device = model.config, model.embeddings.tokens.weight.device
     if isinstance(ids[0], dict):
         lines, names = [], json.loads(c.labels) if c.labels and c.n_labels else []
         for e, p in zip(ids, predict(model, [torch.from_numpy(a).to(device) for a in collate(ids, c)], ids, tokenizer)):
             truth = [t for t in e['tags'] if t >= 0] if c.kind == 'tagged' else e.get('label')
-            if c.kind == 'qa': truth = e['context'][e['spans'][e['start'] - e['first']][0]:e['spans'][e['end'] - e['first']][1]] if e['start'] else ''
+            if c.kind == 'qa':
+                truth = (e['context'][e['spans'][e['start'] - e['first']][0]:e['spans'][e['end'] - e['first']][1]]
+                         if e['start'] else '')
             if names: truth = [names[t] for t in truth] if c.kind == 'tagged' else names[truth]
             text = tokenizer.decode((e['choices'][0] if 'choices' in e else e)['ids'])
             lines.append(f'{text[-400:]}\n    >>> {p.get("name", p["prediction"])} (truth: {truth})')
@@ -765,52 +818,64 @@ def show(model, tokenizer, ids, n=96):
     hide = np.sort(np.random.default_rng(0).permutation(len(ids))[:max(1, len(ids) // 7)])
     row = np.concatenate(([role(c, 'cls')], ids, [role(c, 'sep')]))
     row[1 + hide] = role(c, 'mask')
-    guess = dict(zip(hide.tolist(), model.logits(torch.from_numpy(row)[None].to(device))[0, 1 + hide].argmax(1).tolist()))
+    guess = dict(zip(hide.tolist(),
+                     model.logits(torch.from_numpy(row)[None].to(device))[0, 1 + hide].argmax(1).tolist()))
     text, run = '', []
     for i, t in enumerate(ids.tolist()):                                   # runs of visible tokens are decoded together
         if i not in guess: run.append(t); continue
         right, wrong = tokenizer.decode([guess[i]]), '' if guess[i] == t else '|' + tokenizer.decode([t])
         text, run = f'{text}{tokenizer.decode(run)}[{right}{wrong}]', []
     hits = sum(guess[i] == ids[i] for i in guess)
-    return f'{text}{tokenizer.decode(run)}\n    >>> {hits} of {len(guess)} hidden tokens filled as they were: [guess], or [guess|truth]'
+    return (f'{text}{tokenizer.decode(run)}\n    >>> {hits} of {len(guess)} hidden tokens filled as they were: '
+            '[guess], or [guess|truth]')
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Hugging Face: our names and theirs. Where theirs are several, ours holds their rows one after another. '~' stands for the
-# prefix that a model with a head puts in front of its encoder's names.
+# Hugging Face: our names and theirs. Where theirs are several, ours holds their rows one after another. '~' stands for
+# the prefix that a model with a head puts in front of its encoder's names.
 
 _base = {'embeddings.tokens': '~embeddings.word_embeddings', 'embeddings.positions': '~embeddings.position_embeddings',
          'embeddings.segments': '~embeddings.token_type_embeddings', 'embeddings.norm': '~embeddings.LayerNorm',
-         'blocks': '~encoder.layer.{}.', 'attention.qkv': 'attention.self.query attention.self.key attention.self.value',
-         'attention.out': 'attention.output.dense', 'norm_1': 'attention.output.LayerNorm', 'mlp.up': 'intermediate.dense',
-         'mlp.down': 'output.dense', 'norm_2': 'output.LayerNorm', 'pooler': '~pooler.dense', 'classifier': 'classifier'}
+         'blocks': '~encoder.layer.{}.',
+         'attention.qkv': 'attention.self.query attention.self.key attention.self.value',
+         'attention.out': 'attention.output.dense', 'norm_1': 'attention.output.LayerNorm',
+         'mlp.up': 'intermediate.dense', 'mlp.down': 'output.dense', 'norm_2': 'output.LayerNorm',
+         'pooler': '~pooler.dense', 'classifier': 'classifier'}
 _types = {  # model_type: first part of the class names, prefix, names
-    'bert': ('Bert', 'bert.', _base | {'head.dense': 'cls.predictions.transform.dense', 'head.norm': 'cls.predictions.transform.LayerNorm',
-                                       'decoder': 'cls.predictions', 'pair': 'cls.seq_relationship'}),
-    'roberta': ('Roberta', 'roberta.', _base | {'head.dense': 'lm_head.dense', 'head.norm': 'lm_head.layer_norm', 'decoder': 'lm_head'}),
+    'bert': ('Bert', 'bert.', _base | {
+        'head.dense': 'cls.predictions.transform.dense', 'head.norm': 'cls.predictions.transform.LayerNorm',
+        'decoder': 'cls.predictions', 'pair': 'cls.seq_relationship'}),
+    'roberta': ('Roberta', 'roberta.', _base | {
+        'head.dense': 'lm_head.dense', 'head.norm': 'lm_head.layer_norm', 'decoder': 'lm_head'}),
     'albert': ('Albert', 'albert.', _base | {
-        'encoder.project': '~encoder.embedding_hidden_mapping_in', 'blocks': '~encoder.albert_layer_groups.{}.albert_layers.0.',
-        'attention.qkv': 'attention.query attention.key attention.value', 'attention.out': 'attention.dense', 'norm_1': 'attention.LayerNorm',
-        'mlp.up': 'ffn', 'mlp.down': 'ffn_output', 'norm_2': 'full_layer_layer_norm', 'pooler': '~pooler', 'head.dense': 'predictions.dense',
-        'head.norm': 'predictions.LayerNorm', 'decoder': 'predictions', 'pair': 'sop_classifier.classifier'}),
+        'encoder.project': '~encoder.embedding_hidden_mapping_in',
+        'blocks': '~encoder.albert_layer_groups.{}.albert_layers.0.',
+        'attention.qkv': 'attention.query attention.key attention.value', 'attention.out': 'attention.dense',
+        'norm_1': 'attention.LayerNorm', 'mlp.up': 'ffn', 'mlp.down': 'ffn_output', 'norm_2': 'full_layer_layer_norm',
+        'pooler': '~pooler', 'head.dense': 'predictions.dense', 'head.norm': 'predictions.LayerNorm',
+        'decoder': 'predictions', 'pair': 'sop_classifier.classifier'}),
     'distilbert': ('DistilBert', 'distilbert.', _base | {
-        'blocks': '~transformer.layer.{}.', 'attention.qkv': 'attention.q_lin attention.k_lin attention.v_lin', 'attention.out': 'attention.out_lin',
-        'norm_1': 'sa_layer_norm', 'mlp.up': 'ffn.lin1', 'mlp.down': 'ffn.lin2', 'norm_2': 'output_layer_norm', 'pooler': 'pre_classifier',
-        'head.dense': 'vocab_transform', 'head.norm': 'vocab_layer_norm', 'decoder': 'vocab_projector'}),
+        'blocks': '~transformer.layer.{}.', 'attention.qkv': 'attention.q_lin attention.k_lin attention.v_lin',
+        'attention.out': 'attention.out_lin', 'norm_1': 'sa_layer_norm', 'mlp.up': 'ffn.lin1', 'mlp.down': 'ffn.lin2',
+        'norm_2': 'output_layer_norm', 'pooler': 'pre_classifier', 'head.dense': 'vocab_transform',
+        'head.norm': 'vocab_layer_norm', 'decoder': 'vocab_projector'}),
     'modernbert': ('ModernBert', 'model.', {
-        'embeddings.tokens': '~embeddings.tok_embeddings', 'embeddings.norm': '~embeddings.norm', 'blocks': '~layers.{}.', 'attention.qkv': 'attn.Wqkv',
-        'attention.out': 'attn.Wo', 'norm_1': 'attn_norm', 'mlp.up': 'mlp.Wi', 'mlp.down': 'mlp.Wo', 'norm_2': 'mlp_norm', 'encoder.norm': '~final_norm',
+        'embeddings.tokens': '~embeddings.tok_embeddings', 'embeddings.norm': '~embeddings.norm',
+        'blocks': '~layers.{}.', 'attention.qkv': 'attn.Wqkv', 'attention.out': 'attn.Wo', 'norm_1': 'attn_norm',
+        'mlp.up': 'mlp.Wi', 'mlp.down': 'mlp.Wo', 'norm_2': 'mlp_norm', 'encoder.norm': '~final_norm',
         'head.dense': 'head.dense', 'head.norm': 'head.norm', 'decoder': 'decoder', 'classifier': 'classifier'}),
 }
 hf_types = tuple(_types)
-_suffixes = {'MaskedLM': 'text', 'PreTraining': 'text', 'SequenceClassification': 'labelled', 'TokenClassification': 'tagged',
-             'QuestionAnswering': 'qa', 'MultipleChoice': 'choice'}
-_hf_activations = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'relu': 'relu', 'silu': 'silu', 'swish': 'silu'}
+_suffixes = {'MaskedLM': 'text', 'PreTraining': 'text', 'SequenceClassification': 'labelled',
+             'TokenClassification': 'tagged', 'QuestionAnswering': 'qa', 'MultipleChoice': 'choice'}
+_hf_activations = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'relu': 'relu',
+                   'silu': 'silu', 'swish': 'silu'}
 
 
 def _their_names(kind, config, name):
     """encoder.blocks.3.attention.qkv.weight -> [~encoder.layer.3.attention.self.query.weight, ...]"""
     names, (module, leaf) = _types[kind][2], name.rsplit('.', 1)
-    if kind == 'roberta' and config.kind == 'labelled': names = names | {'pooler': 'classifier.dense', 'classifier': 'classifier.out_proj'}
+    if kind == 'roberta' and config.kind == 'labelled':
+        names = names | {'pooler': 'classifier.dense', 'classifier': 'classifier.out_proj'}
     if kind != 'modernbert' and config.kind == 'qa': names = names | {'classifier': 'qa_outputs'}
     if not module.startswith('encoder.blocks.'): return [f'{names[module]}.{leaf}']
     _, _, i, part = module.split('.', 3)
@@ -822,42 +887,60 @@ def _read_config(hf):
     kind = hf.get('model_type')
     if kind not in _types: raise ValueError(f'model_type {kind!r}: bert.py reads {", ".join(_types)}')
     distil, modern = kind == 'distilbert', kind == 'modernbert'
-    act = hf.get('activation' if distil else 'hidden_activation' if modern else 'hidden_act', 'gelu_new' if kind == 'albert' else 'gelu')
-    fixed = dict(position_embedding_type='absolute', is_decoder=False, add_cross_attention=False, tie_word_embeddings=True, num_hidden_groups=1,
-                 inner_group_num=1, sinusoidal_pos_embds=False, quantization_config=None, classifier_activation=act)
+    act = hf.get('activation' if distil else 'hidden_activation' if modern else 'hidden_act',
+                 'gelu_new' if kind == 'albert' else 'gelu')
+    fixed = dict(position_embedding_type='absolute', is_decoder=False, add_cross_attention=False,
+                 tie_word_embeddings=True, num_hidden_groups=1, inner_group_num=1, sinusoidal_pos_embds=False,
+                 quantization_config=None, classifier_activation=act)
     for key, value in fixed.items():
-        if hf.get(key, value) != value and (modern or key != 'classifier_activation'): raise ValueError(f'{key}={hf[key]!r} in config.json: bert.py knows only {value!r}')
-    if act not in _hf_activations or kind == 'roberta' and act != 'gelu': raise ValueError(f'activation {act!r} in config.json: bert.py knows {", ".join(_hf_activations)}')
+        if hf.get(key, value) != value and (modern or key != 'classifier_activation'):
+            raise ValueError(f'{key}={hf[key]!r} in config.json: bert.py knows only {value!r}')
+    if act not in _hf_activations or kind == 'roberta' and act != 'gelu':
+        raise ValueError(f'activation {act!r} in config.json: bert.py knows {", ".join(_hf_activations)}')
     get = lambda *names: next(hf[n] for n in names if n in hf)
     try:
-        c = dict(vocab_size=hf['vocab_size'], n_layer=get('n_layers', 'num_hidden_layers'), n_head=get('n_heads', 'num_attention_heads'), n_embd=get('dim', 'hidden_size'),
-                 n_hidden=get('hidden_dim', 'intermediate_size'), activation=_hf_activations[act], block_size=hf['max_position_embeddings'],
-                 init_std=hf.get('initializer_range', 0.02), pad_id=hf.get('pad_token_id') or 0)
-    except (KeyError, StopIteration) as e: raise ValueError(f'config.json of a {kind} lacks {e or "its sizes"}') from None
-    drop = hf.get('dropout', hf.get('mlp_dropout', 0.0) if modern else hf.get('hidden_dropout_prob', 0.0 if kind == 'albert' else 0.1))
-    c.update(dropout=float(drop), attention_dropout=float(hf.get('attention_dropout', hf.get('attention_probs_dropout_prob', 0.0 if kind in ('albert', 'modernbert') else 0.1))))
+        c = dict(vocab_size=hf['vocab_size'], n_layer=get('n_layers', 'num_hidden_layers'),
+                 n_head=get('n_heads', 'num_attention_heads'), n_embd=get('dim', 'hidden_size'),
+                 n_hidden=get('hidden_dim', 'intermediate_size'), activation=_hf_activations[act],
+                 block_size=hf['max_position_embeddings'], init_std=hf.get('initializer_range', 0.02),
+                 pad_id=hf.get('pad_token_id') or 0)
+    except (KeyError, StopIteration) as e:
+        raise ValueError(f'config.json of a {kind} lacks {e or "its sizes"}') from None
+    drop = hf.get('dropout', hf.get('mlp_dropout', 0.0) if modern
+                  else hf.get('hidden_dropout_prob', 0.0 if kind == 'albert' else 0.1))
+    c.update(dropout=float(drop), attention_dropout=float(hf.get('attention_dropout', hf.get(
+        'attention_probs_dropout_prob', 0.0 if kind in ('albert', 'modernbert') else 0.1))))
     if modern:
-        types = hf.get('layer_types') or ['sliding_attention' if i % hf.get('global_attn_every_n_layers', 3) else 'full_attention' for i in range(c['n_layer'])]
+        types = hf.get('layer_types') or ['sliding_attention' if i % hf.get('global_attn_every_n_layers', 3)
+                                          else 'full_attention' for i in range(c['n_layer'])]
         every = next((i for i in range(1, len(types)) if types[i] == 'full_attention'), len(types))
         if types != ['sliding_attention' if i % every else 'full_attention' for i in range(len(types))]:
-            raise ValueError('layer_types in config.json: bert.py knows full attention in layer 0 and every n-th one after it')
+            raise ValueError('layer_types in config.json: '
+                             'bert.py knows full attention in layer 0 and every n-th one after it')
         rope = hf.get('rope_parameters') or {}
         theta = lambda which, old, default: float((rope.get(which) or {}).get('rope_theta') or hf.get(old) or default)
-        scaled = [r for r in (hf.get('rope_scaling'), *rope.values()) if isinstance(r, dict) and r.get('rope_type', 'default') != 'default']
+        scaled = [r for r in (hf.get('rope_scaling'), *rope.values())
+                  if isinstance(r, dict) and r.get('rope_type', 'default') != 'default']
         if scaled: raise ValueError(f'rope_type {scaled[0]["rope_type"]!r} in config.json: bert.py knows only default')
-        biased = [part for part, key, default in (('attention', 'attention_bias', False), ('mlp', 'mlp_bias', False), ('norm', 'norm_bias', False),
-                                                  ('head', 'classifier_bias', False), ('decoder', 'decoder_bias', True)) if hf.get(key, default)]
-        return Config(**c, n_segments=0, positions='rotary', pre_norm=True, gated=True, bias=False, biases=' '.join(biased), norm_eps=hf.get('norm_eps', 1e-5),
-                      pooler='head', pool=hf.get('classifier_pooling', 'cls'), mask_rate=0.3, window=hf.get('local_attention', 128) * (every > 1), global_every=every,
+        biased = [part for part, key, default in (('attention', 'attention_bias', False), ('mlp', 'mlp_bias', False),
+                                                  ('norm', 'norm_bias', False), ('head', 'classifier_bias', False),
+                                                  ('decoder', 'decoder_bias', True)) if hf.get(key, default)]
+        return Config(**c, n_segments=0, positions='rotary', pre_norm=True, gated=True, bias=False,
+                      biases=' '.join(biased), norm_eps=hf.get('norm_eps', 1e-5), pooler='head',
+                      pool=hf.get('classifier_pooling', 'cls'), mask_rate=0.3,
+                      window=hf.get('local_attention', 128) * (every > 1), global_every=every,
                       rope_theta=(full := theta('full_attention', 'global_rope_theta', 160000.0)),
-                      rope_theta_local=theta('sliding_attention', 'local_rope_theta', full if 'global_rope_theta' in hf else 10000.0),
-                      **{f'{ours}_id': hf[f'{theirs}_token_id'] for ours, theirs in (('cls', 'cls'), ('sep', 'sep')) if isinstance(hf.get(f'{theirs}_token_id'), int)})
+                      rope_theta_local=theta('sliding_attention', 'local_rope_theta',
+                                             full if 'global_rope_theta' in hf else 10000.0),
+                      **{f'{ours}_id': hf[f'{theirs}_token_id'] for ours, theirs in (('cls', 'cls'), ('sep', 'sep'))
+                         if isinstance(hf.get(f'{theirs}_token_id'), int)})
     if distil: return Config(**c, n_segments=0, pooler='relu')
     c.update(n_segments=hf.get('type_vocab_size', 2), norm_eps=hf.get('layer_norm_eps', 1e-12))
     if kind == 'albert': c.update(embed_dim=hf.get('embedding_size', 128), share_layers=True)
     if kind == 'roberta':
         offset = c['pad_id'] + 1
-        c.update(position_offset=offset, block_size=c['block_size'] - offset, double_sep=True, cls_id=hf.get('bos_token_id') or 0, sep_id=hf.get('eos_token_id') or 2, mask_id=-1)
+        c.update(position_offset=offset, block_size=c['block_size'] - offset, double_sep=True,
+                 cls_id=hf.get('bos_token_id') or 0, sep_id=hf.get('eos_token_id') or 2, mask_id=-1)
     return Config(**c)
 
 
@@ -866,11 +949,13 @@ def from_hf(hf_config, weights):
     architecture, and of the weights: without any it is the encoder alone."""
     config, kind = _read_config(hf_config), hf_config['model_type']
     prefix = _types[kind][1]
-    bare = lambda n: n.removeprefix(prefix).replace('LayerNorm.gamma', 'LayerNorm.weight').replace('LayerNorm.beta', 'LayerNorm.bias')
+    bare = lambda n: (n.removeprefix(prefix).replace('LayerNorm.gamma', 'LayerNorm.weight')
+                      .replace('LayerNorm.beta', 'LayerNorm.bias'))
     weights = {bare(n): w for n, w in weights.items()}
     architecture = (hf_config.get('architectures') or [''])[0]
     config.kind = next((k for suffix, k in _suffixes.items() if architecture.endswith('For' + suffix)), 'none')
-    has = lambda ours: all(n.replace('~', '') in weights for n in _their_names(kind, config, ours + '.weight')) if ours in _types[kind][2] else False
+    has = lambda ours: (all(n.replace('~', '') in weights for n in _their_names(kind, config, ours + '.weight'))
+                        if ours in _types[kind][2] else False)
     if config.kind == 'none' and has('head.dense') and kind != 'modernbert': config.kind = 'text'
     if config.kind == 'text' and has('pair') and has('pooler'): config.sentences = 'sop' if kind == 'albert' else 'nsp'
     if config.kind == 'none' and has('pooler'): config.kind = 'pooled'
@@ -887,57 +972,77 @@ def from_hf(hf_config, weights):
         theirs = [n.replace('~', '') for n in theirs]
         if name == 'decoder.bias' and theirs[0] not in weights: theirs = [theirs[0].replace('.bias', '.decoder.bias')]
         if missing := [n for n in theirs if n not in weights]:
-            raise ValueError(f'{kind} weights lack {missing[0]}: they have {len(weights)} tensors, such as {next(iter(weights), None)}')
+            raise ValueError(f'{kind} weights lack {missing[0]}: '
+                             f'they have {len(weights)} tensors, such as {next(iter(weights), None)}')
         w = torch.cat([weights[n] for n in theirs])
         if w.shape != shape: raise ValueError(f'{theirs[0]} gives {tuple(w.shape)}, config.json says {tuple(shape)}')
         state[name], used = w.contiguous(), used | set(theirs)
-    spare = ('position_ids', 'token_type_ids', 'inv_freq', 'decoder.weight', 'decoder.bias', 'vocab_projector.weight')  # constants, and tied copies
-    heads = ('pooler.', 'cls.', 'lm_head.', 'predictions.', 'sop_classifier.', 'vocab_', 'head.', 'decoder.')  # of a pre-training task, when ours is another
+    # what may be left over: constants and tied copies; heads of a pre-training task, when ours is another
+    spare = ('position_ids', 'token_type_ids', 'inv_freq', 'decoder.weight', 'decoder.bias', 'vocab_projector.weight')
+    heads = ('pooler.', 'cls.', 'lm_head.', 'predictions.', 'sop_classifier.', 'vocab_', 'head.', 'decoder.')
     if unknown := [n for n in weights if n not in used and not n.endswith(spare) and not n.startswith(heads)]:
         raise ValueError(f'{kind} weights hold {unknown[0]}, which config.json does not explain')
     return config, state
 
 
 def to_hf(model):
-    """-> config.json as a dict, tensors by name. Parts of pre-training that transformers does not know (the boundary objective,
-    MAE-LM's decoder) stay behind. ValueError if transformers has no such model."""
+    """-> config.json as a dict, tensors by name. Parts of pre-training that transformers does not know (the boundary
+    objective, MAE-LM's decoder) stay behind. ValueError if transformers has no such model."""
     c = model.config
-    kind = 'modernbert' if c.pre_norm else 'albert' if c.share_layers else 'roberta' if c.position_offset else 'bert' if c.n_segments else 'distilbert'
+    kind = ('modernbert' if c.pre_norm else 'albert' if c.share_layers else 'roberta' if c.position_offset
+            else 'bert' if c.n_segments else 'distilbert')
     first, prefix, names = _types[kind]
-    suffix = next((s for s, k in _suffixes.items() if k == c.kind and (s == 'PreTraining') == (bool(c.sentences) and 'pair' in names)), '')
+    suffix = next((s for s, k in _suffixes.items()
+                   if k == c.kind and (s == 'PreTraining') == (bool(c.sentences) and 'pair' in names)), '')
     act = {v: k for k, v in reversed(_hf_activations.items())}[c.activation]
-    hf = dict(architectures=[first + ('For' + suffix if suffix else 'Model')], model_type=kind, vocab_size=c.vocab_size, max_position_embeddings=c.block_size + c.position_offset,
-              initializer_range=c.init_std, pad_token_id=c.pad_id, tie_word_embeddings=True)
+    hf = dict(architectures=[first + ('For' + suffix if suffix else 'Model')], model_type=kind, vocab_size=c.vocab_size,
+              max_position_embeddings=c.block_size + c.position_offset, initializer_range=c.init_std,
+              pad_token_id=c.pad_id, tie_word_embeddings=True)
     if c.kind in ('labelled', 'tagged'):
         labels = json.loads(c.labels) if c.labels else [f'LABEL_{i}' for i in range(max(1, c.n_labels))]
-        hf.update(id2label={str(i): n for i, n in enumerate(labels)}, label2id={n: i for i, n in enumerate(labels)}, problem_type=None if c.n_labels or c.kind == 'tagged' else 'regression')
+        hf.update(id2label={str(i): n for i, n in enumerate(labels)}, label2id={n: i for i, n in enumerate(labels)},
+                  problem_type=None if c.n_labels or c.kind == 'tagged' else 'regression')
     if kind == 'distilbert':
-        hf.update(n_layers=c.n_layer, n_heads=c.n_head, dim=c.n_embd, hidden_dim=c.hidden, activation=act, dropout=c.dropout, attention_dropout=c.attention_dropout,
-                  seq_classif_dropout=c.dropout, qa_dropout=c.dropout)
-    else: hf.update(num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, hidden_size=c.n_embd, intermediate_size=c.hidden)
+        hf.update(n_layers=c.n_layer, n_heads=c.n_head, dim=c.n_embd, hidden_dim=c.hidden, activation=act,
+                  dropout=c.dropout, attention_dropout=c.attention_dropout, seq_classif_dropout=c.dropout,
+                  qa_dropout=c.dropout)
+    else:
+        hf.update(num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, hidden_size=c.n_embd,
+                  intermediate_size=c.hidden)
     if kind == 'modernbert':
-        kinds_of_layer = ['sliding_attention' if c.window and i % c.global_every else 'full_attention' for i in range(c.n_layer)]
+        kinds_of_layer = ['sliding_attention' if c.window and i % c.global_every else 'full_attention'
+                          for i in range(c.n_layer)]
         local = c.rope_theta_local or c.rope_theta
-        hf.update(hidden_activation=act, classifier_activation=act, norm_eps=c.norm_eps, norm_bias=c.has_bias('norm'), attention_bias=c.has_bias('attention'),
-                  mlp_bias=c.has_bias('mlp'), classifier_bias=c.has_bias('head'), decoder_bias=c.has_bias('decoder'), mlp_dropout=c.dropout, embedding_dropout=c.dropout,
-                  attention_dropout=c.attention_dropout, classifier_pooling=c.pool, local_attention=c.window or 128, layer_types=kinds_of_layer,
-                  global_attn_every_n_layers=c.global_every if c.window else 1, global_rope_theta=c.rope_theta, local_rope_theta=local,
-                  rope_parameters={'full_attention': dict(rope_type='default', rope_theta=c.rope_theta), 'sliding_attention': dict(rope_type='default', rope_theta=local)},
+        hf.update(hidden_activation=act, classifier_activation=act, norm_eps=c.norm_eps, norm_bias=c.has_bias('norm'),
+                  attention_bias=c.has_bias('attention'), mlp_bias=c.has_bias('mlp'),
+                  classifier_bias=c.has_bias('head'), decoder_bias=c.has_bias('decoder'), mlp_dropout=c.dropout,
+                  embedding_dropout=c.dropout, attention_dropout=c.attention_dropout, classifier_pooling=c.pool,
+                  local_attention=c.window or 128, layer_types=kinds_of_layer,
+                  global_attn_every_n_layers=c.global_every if c.window else 1, global_rope_theta=c.rope_theta,
+                  local_rope_theta=local,
+                  rope_parameters={'full_attention': dict(rope_type='default', rope_theta=c.rope_theta),
+                                   'sliding_attention': dict(rope_type='default', rope_theta=local)},
                   bos_token_id=c.cls_id, eos_token_id=c.sep_id, cls_token_id=c.cls_id, sep_token_id=c.sep_id)
     elif kind != 'distilbert':
-        hf.update(hidden_act=act, hidden_dropout_prob=c.dropout, attention_probs_dropout_prob=c.attention_dropout, type_vocab_size=c.n_segments, layer_norm_eps=c.norm_eps)
-    if kind == 'albert': hf.update(embedding_size=c.embed, num_hidden_groups=1, inner_group_num=1, classifier_dropout_prob=c.dropout)
+        hf.update(hidden_act=act, hidden_dropout_prob=c.dropout, attention_probs_dropout_prob=c.attention_dropout,
+                  type_vocab_size=c.n_segments, layer_norm_eps=c.norm_eps)
+    if kind == 'albert':
+        hf.update(embedding_size=c.embed, num_hidden_groups=1, inner_group_num=1, classifier_dropout_prob=c.dropout)
     if kind == 'roberta': hf.update(pad_token_id=c.position_offset - 1, bos_token_id=c.cls_id, eos_token_id=c.sep_id)
     theirs = _read_config(hf)  # what they will build, read back, must be what we have
-    compared = ('embed', 'hidden', 'positions', 'share_layers', 'pre_norm', 'gated', 'activation', 'n_segments', 'mlm_transform', 'norm_eps', 'window',
+    compared = ('embed', 'hidden', 'positions', 'share_layers', 'pre_norm', 'gated', 'activation', 'n_segments',
+                'mlm_transform', 'norm_eps', 'window',
                 *(('pooler', 'pool') if c.kind in ('labelled', 'choice') else ()))
     differ = [f'{f}={getattr(c, f)!r}' for f in compared if getattr(theirs, f) != getattr(c, f)]
-    differ += [f'no bias in {part}' for part in ('attention', 'mlp', 'norm', 'head', 'decoder') if c.has_bias(part) != theirs.has_bias(part)]
+    differ += [f'no bias in {part}' for part in ('attention', 'mlp', 'norm', 'head', 'decoder')
+               if c.has_bias(part) != theirs.has_bias(part)]
     if differ: raise ValueError(f'transformers has no {kind} with {", ".join(differ)}')
     weights = {}
     for name, w in model.state_dict().items():
-        if name == 'decoder.weight' or name.startswith(('boundary.', 'mae.')) or suffix == 'MaskedLM' and name.startswith(('pair.', 'pooler.')): continue
+        if (name == 'decoder.weight' or name.startswith(('boundary.', 'mae.'))
+                or suffix == 'MaskedLM' and name.startswith(('pair.', 'pooler.'))): continue
         w = w[:c.vocab_size] if name in ('embeddings.tokens.weight', 'decoder.bias') else w
         names = _their_names(kind, c, name)
-        for n, part in zip(names, w.chunk(len(names))): weights[n.replace('~', prefix if suffix else '')] = part.contiguous().clone()
+        for n, part in zip(names, w.chunk(len(names))):
+            weights[n.replace('~', prefix if suffix else '')] = part.contiguous().clone()
     return hf, weights

@@ -11,13 +11,13 @@ The ladder from characters to subwords, each rung one line of Python:
     list(text.encode())                       bytes             256 ids, nothing is ever unknown, longer still
     text.split()                              white space       short sequences; every form of a word is another id
     re.findall(r'\w+|[^\w\s]', text)          rules             the same, with punctuation on its own
-    bpe.train(texts, 8192).encode(text)       subwords          frequent words whole, rare ones in parts, nothing unknown
+    bpe.train(texts, 8192).encode(text)       subwords          frequent words whole, rare ones in parts, none unknown
 
 Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): a regular expression cuts the text into chunks (words with
 their leading space, numbers, punctuation, white space). Every chunk starts as bytes; the most frequent pair of
 neighbours becomes one new symbol, again and again. `train` gives exactly the merges of "count all pairs, merge the
-best, repeat", where the smaller pair of ids wins a tie and aaa merges from the left, and needs no recount: see `merges`.
-WordPiece (BERT) and Unigram (T5; Kudo 2018) are trained and read too.
+best, repeat", where the smaller pair of ids wins a tie and aaa merges from the left, and needs no recount: see
+`merges`. WordPiece (BERT) and Unigram (T5; Kudo 2018) are trained and read too.
 
 Ids: the 256 bytes in GPT-2's order (printable ones first), the merges in order, then the special tokens.
 `encode` treats text that spells a special token as plain text; encode(text, special=True) gives its id. Nothing is
@@ -55,8 +55,8 @@ SPECIALS = ['<|endoftext|>', '<|pad|>', '<|cls|>', '<|sep|>', '<|mask|>'] + [f'<
 WORD = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 PATTERNS = {  # how the published vocabularies cut text; possessive (++) where it changes nothing but the time
     'gpt2': r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
-    'cl100k': r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
-              r"|\s+(?!\S)|\s",
+    'cl100k': r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$"
+              r"|\s*[\r\n]|\s+(?!\S)|\s",
     'o200k': rf"[^\r\n\p{{L}}\p{{N}}]?{WORD % ('*', '+')}|[^\r\n\p{{L}}\p{{N}}]?{WORD % ('+', '*')}|\p{{N}}{{1,3}}"
              r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     'words': r'\S+',  # for WordPiece and Unigram, which look at words without their spaces
@@ -68,7 +68,7 @@ CUT = regex.compile(r'(?<=\S) |(?<=[\p{L}\p{N}])\s')
 BLOCK = 1 << 18  # characters handed to a process or thread at once
 
 BYTES = sorted(range(256), key=lambda b: (not chr(b).isprintable() or b == 32, b))  # GPT-2's order
-VISIBLE = {b: chr(b) if rank < 188 else chr(256 + rank - 188) for rank, b in enumerate(BYTES)}  # as GPT-2's files spell them
+VISIBLE = {b: chr(b) if rank < 188 else chr(256 + rank - 188) for rank, b in enumerate(BYTES)}  # as GPT-2 spells them
 INVISIBLE = {c: b for b, c in VISIBLE.items()}
 
 
@@ -83,7 +83,7 @@ def invisible(token):  # 'Ġthe' -> b' the'
 # ---- training: how often does each chunk occur? ------------------------------------------------------------------
 
 def blocks(texts, cut, size=BLOCK):
-    """Lists of strings with about `size` characters together; a long text is cut where `cut` matches, or never (None)."""
+    """Lists of strings with about `size` characters together; a long text is cut where `cut` matches (None: never)."""
     block, held = [], 0
     for text in texts:
         at = 0
@@ -116,12 +116,13 @@ def count_chunks(texts, pattern='gpt2', cores=0, progress=None):
     try:
         split = regex.compile(PATTERNS.get(pattern, pattern))
     except regex.error as e:
-        raise ValueError(f'pattern {pattern!r} is neither one of {", ".join(PATTERNS)} nor a regular expression: {e}') from None
+        raise ValueError(f'pattern {pattern!r} is neither one of {", ".join(PATTERNS)} nor a regular expression: '
+                         f'{e}') from None
     if split.groups:
         raise ValueError(f'pattern {pattern!r} has a capturing group: write (?:...) instead of (...)')
     stream = blocks([texts] if isinstance(texts, str) else texts, CUT if pattern in PATTERNS else None)
     head, count, seen = list(islice(stream, 4)), Counter(), 0
-    if len(head) < 4 or cores == 1 or not hasattr(os, 'fork'):  # a little text: processes would cost more than they save
+    if len(head) < 4 or cores == 1 or not hasattr(os, 'fork'):  # a little text: processes cost more than they save
         for text in chain.from_iterable(chain(head, stream)):
             count.update(split.findall(text))
         return count
@@ -165,7 +166,7 @@ def merges(chunks, n, progress=None):
     lens = np.fromiter(map(len, words), np.int64, len(words))
     rank = np.zeros(256, np.int32)
     rank[BYTES] = np.arange(256)
-    sym = rank[np.frombuffer(b'\0'.join([b'', *words, b'']), np.uint8)]  # chunks with one separator before and after each
+    sym = rank[np.frombuffer(b'\0'.join([b'', *words, b'']), np.uint8)]  # chunks, a separator before and after each
     weight = np.zeros(len(sym), np.int64)  # of the chunk that a position belongs to
     weight[1:] = np.repeat(freq, lens + 1)
     ends = np.cumsum(lens + 1)
@@ -262,7 +263,8 @@ def train(texts, vocab_size, pattern='gpt2', special=None, model='bpe', name='',
     if model not in ('bpe', 'wordpiece', 'unigram'):
         raise ValueError(f'model {model!r} is unknown: use bpe, wordpiece or unigram')
     if model == 'bpe' and vocab_size < 256 + len(special):
-        raise ValueError(f'vocab_size {vocab_size} is too small: 256 bytes + {len(special)} special tokens need at least '
+        raise ValueError(f'vocab_size {vocab_size} is too small: '
+                         f'256 bytes + {len(special)} special tokens need at least '
                          f'{256 + len(special)}')
     if model == 'bpe' and pattern not in PATTERNS:
         pattern += r'|[\s\S]'  # nothing may fall between the chunks
@@ -290,7 +292,7 @@ def utf8(text):
 # ---- training: WordPiece and Unigram -----------------------------------------------------------------------------
 
 def split_words(count, stages, vocab_size, special):
-    """{word: count} after the stages, without words of rare characters; how many ordinary tokens fit; special tokens."""
+    """{word: count} after the stages, without words of rare characters; how many ordinary tokens fit; special tokens"""
     special = special + ['<|unk|>'] * (not set(special) & set(ROLES['unk']))
     room, words, chars = vocab_size - len(special), Counter(), Counter()
     normalize, split = normalizer(stages['normalizer']), splitter(stages['pre_tokenizer'])
@@ -300,7 +302,8 @@ def split_words(count, stages, vocab_size, special):
     for word, k in words.items():
         chars.update(dict.fromkeys(word, k))
     if room < 4:
-        raise ValueError(f'vocab_size {vocab_size} is too small: {len(special)} special tokens leave no room for characters')
+        raise ValueError(f'vocab_size {vocab_size} is too small: '
+                         f'{len(special)} special tokens leave no room for characters')
     common = set(sorted(chars, key=lambda c: (-chars[c], c))[:room // 4])
     return {w: words[w] for w in sorted(words) if common.issuperset(w)}, room, special
 
@@ -311,8 +314,8 @@ def train_wordpiece(count, vocab_size, special, name, progress):
     asks for c(ab) alone. Every merge changes the gains around it, so a round merges the best pairs that share no
     symbol, at most one for twenty tokens, and counts again. Text is lower-cased and split as BERT's.
     """
-    stages = {'normalizer': {'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True, 'strip_accents': None,
-                             'lowercase': True}, 'pre_tokenizer': {'type': 'BertPreTokenizer'},
+    stages = {'normalizer': {'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True,
+                             'strip_accents': None, 'lowercase': True}, 'pre_tokenizer': {'type': 'BertPreTokenizer'},
               'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True}}
     words, room, special = split_words(count, stages, vocab_size, special)
     spelled = [[w[0], *('##' + c for c in w[1:])] for w in words]
@@ -349,8 +352,8 @@ def train_wordpiece(count, vocab_size, special, name, progress):
             progress(f'merging: {len(tokens)} of {room}')
     vocab = {t: i for i, t in enumerate(tokens + special)}
     return from_spec({**stages, 'added_tokens': [added_token(s, vocab[s]) for s in special], 'model': {
-        'type': 'WordPiece', 'unk_token': next(s for s in special if s in ROLES['unk']), 'continuing_subword_prefix': '##',
-        'max_input_chars_per_word': 100, 'vocab': vocab}}, name)
+        'type': 'WordPiece', 'unk_token': next(s for s in special if s in ROLES['unk']),
+        'continuing_subword_prefix': '##', 'max_input_chars_per_word': 100, 'vocab': vocab}}, name)
 
 
 def train_unigram(count, vocab_size, special, name, progress):
@@ -358,7 +361,8 @@ def train_unigram(count, vocab_size, special, name, progress):
     Unigram (Kudo 2018): starts with every frequent piece of up to 16 characters; EM fits their probabilities over all
     segmentations of the words; then the quarter whose loss would cost the least likelihood goes, and again.
     """
-    stages = {'normalizer': {'type': 'NFKC'}, 'decoder': {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'always'},
+    stages = {'normalizer': {'type': 'NFKC'},
+              'decoder': {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'always'},
               'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [{'type': 'WhitespaceSplit'}, {
                   'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'always', 'split': True}]}}
     words, room, special = split_words(count, stages, vocab_size, special)
@@ -380,7 +384,7 @@ def train_unigram(count, vocab_size, special, name, progress):
     ids = {p: i for i, p in enumerate(pieces)}
 
     def lattices(words):
-        """For each length L, of the words that long: their places in `words`, and edge[i, n]: the id of w[i:i+n], or -1."""
+        """For each length L, of the words that long: their places in `words`, and edge[i, n]: id of w[i:i+n], or -1."""
         for L in sorted(set(map(len, words))):
             of = [j for j, w in enumerate(words) if len(w) == L]
             yield L, np.array(of), {(i, n): np.array([ids.get(words[j][i:i + n], -1) for j in of], np.int32)
@@ -425,15 +429,16 @@ def train_unigram(count, vocab_size, special, name, progress):
     vocab = [[pieces[i], float(np.log(p[i]))] for i in sorted(np.flatnonzero(p), key=lambda i: -p[i])]
     n = len(vocab)
     return from_spec({**stages, 'added_tokens': [added_token(s, n + i) for i, s in enumerate(special)], 'model': {
-        'type': 'Unigram', 'unk_id': n + next(i for i, s in enumerate(special) if s in ROLES['unk']), 'byte_fallback': False,
-        'vocab': vocab + [[s, 0.0] for s in special]}}, name)
+        'type': 'Unigram', 'unk_id': n + next(i for i, s in enumerate(special) if s in ROLES['unk']),
+        'byte_fallback': False, 'vocab': vocab + [[s, 0.0] for s in special]}}, name)
 
 
 # ---- tokenizers --------------------------------------------------------------------------------------------------
 
 ROLES = {'eot': ['<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]'], 'pad': ['<|pad|>', '[PAD]', '<pad>'],
-         'cls': ['<|cls|>', '[CLS]', '<s>'], 'sep': ['<|sep|>', '[SEP]', '</s>'], 'mask': ['<|mask|>', '[MASK]', '<mask>'],
-         'unk': ['<|unk|>', '[UNK]', '<unk>'], 'bos': ['<|begin_of_text|>', '<s>', '<bos>', '<|endoftext|>']}
+         'cls': ['<|cls|>', '[CLS]', '<s>'], 'sep': ['<|sep|>', '[SEP]', '</s>'],
+         'mask': ['<|mask|>', '[MASK]', '<mask>'], 'unk': ['<|unk|>', '[UNK]', '<unk>'],
+         'bos': ['<|begin_of_text|>', '<s>', '<bos>', '<|endoftext|>']}
 UNDECODABLE, SURROGATES, SPACES = re.compile('([\udc80-\udcff]+)'), re.compile('[\ud800-\udfff]'), re.compile(r'\s*')
 
 
@@ -461,7 +466,7 @@ class Tokenizer:
                         for names in (self.added, {**self.added, **self.special})]
 
     def encode(self, text, special=False):
-        """Ids of a string, or of bytes that need not be valid UTF-8. special: names of special tokens become their ids."""
+        """Ids of a string, or of bytes that need not be UTF-8. special: names of special tokens become their ids."""
         if isinstance(text, bytes):
             parts = UNDECODABLE.split(text.decode('utf-8', 'surrogateescape'))
             return [i for n, part in enumerate(parts) for i in
@@ -504,7 +509,8 @@ class Tokenizer:
 
     def dumps(self):
         kind = type(self).__name__.lower()
-        return json.dumps({'format': 'flatformers tokenizer', 'version': 1, 'kind': kind, **self.state}, ensure_ascii=False)
+        return json.dumps({'format': 'flatformers tokenizer', 'version': 1, 'kind': kind, **self.state},
+                          ensure_ascii=False)
 
     def save(self, path):
         write(path, self.dumps())
@@ -532,7 +538,7 @@ class Tokenizer:
 
 
 class BPE(Tokenizer):
-    """Byte-level BPE on tiktoken. tokens: by rank, spelled as in GPT-2's files; ids: the id of each rank when they differ."""
+    """Byte-level BPE on tiktoken. tokens: by rank, spelled as in GPT-2's files; ids: each rank's id if they differ."""
 
     def setup(self, name, special, tokens, pattern, ids=None, added=None, strip=None):
         ranks = {invisible(t): rank for rank, t in enumerate(tokens) if t}
@@ -589,8 +595,8 @@ class BPE(Tokenizer):
         pre = level | {'use_regex': True} if self.pattern == PATTERNS['gpt2'] else \
             {'type': 'Sequence', 'pretokenizers': [split, level | {'use_regex': False}]}
         return {'pre_tokenizer': pre, 'decoder': level | {'use_regex': True}, 'model': {
-            'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None, 'end_of_word_suffix': None,
-            'fuse_unk': False, 'byte_fallback': False, 'ignore_merges': False,
+            'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
+            'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False, 'ignore_merges': False,
             'vocab': {t: ids[r] if ids else r for t, r in rank.items()}, 'merges': pairs}}
 
 
@@ -617,7 +623,8 @@ class Char(Tokenizer):
         try:
             return [self.ids[c] for c in text]
         except KeyError as e:
-            raise ValueError(f'character {e.args[0]!r} is not among the {len(self.ids)} of this char tokenizer: prepare it '
+            raise ValueError(f'character {e.args[0]!r} is not among the {len(self.ids)} of this char tokenizer: '
+                             'prepare it '
                              'on text that has the character, or use --tokenizer=byte or --tokenizer=bpe') from None
 
 
@@ -665,7 +672,8 @@ def normalizer(spec):
     if kind == 'Prepend':
         return lambda text: text and spec['prepend'] + text
     if kind == 'Strip':
-        ends = r'^\s+' * spec['strip_left'] + '|' * (spec['strip_left'] and spec['strip_right']) + r'\s+\Z' * spec['strip_right']
+        ends = (r'^\s+' * spec['strip_left'] + '|' * (spec['strip_left'] and spec['strip_right'])
+                + r'\s+\Z' * spec['strip_right'])
         return lambda text: regex.sub(ends, '', text) if ends else text
     if kind == 'Replace':
         find = expression(spec['pattern'])
@@ -688,10 +696,9 @@ def normalizer(spec):
 
 
 def precompiled(blob, longest):
-    """
-    sentencepiece's table of replacements: a double-array trie (darts-clone) of UTF-8 keys, then the replacements. longest:
-    sentencepiece's rule (longest key at each place); else that of `tokenizers`: for a grapheme of at most 5 bytes its
-    shortest key stands for all of it, otherwise character by character.
+    """ sentencepiece's table of replacements: a double-array trie (darts-clone) of UTF-8 keys, then the replacements.
+    longest: sentencepiece's rule (longest key at each place); else that of `tokenizers`: for a grapheme of at most 5
+    bytes its shortest key stands for all of it, otherwise character by character.
     """
     table = {}
     if blob:
@@ -782,7 +789,7 @@ def splitter(spec):
 
 
 def only_pattern(spec):
-    """The regular expression that alone does what a byte-level pre_tokenizer does, for tiktoken; None if there is none."""
+    """The regular expression that alone does what a byte-level pre_tokenizer does, for tiktoken; None if none does."""
     stages = [spec] if spec['type'] != 'Sequence' else spec['pretokenizers']
     if stages[-1].get('add_prefix_space') or len(stages) > 2:
         return None
@@ -835,7 +842,8 @@ def bpe_model(model, level, pattern, special):
                          else lacking if key[0] < 128 or key[0] >= 192 else [])
         apart = all('▁' not in t.lstrip('▁') for t in made)  # no token goes on after a word
         pattern = '▁*[^▁]+|▁+' if apart and any('▁' in t for t in made) else pattern
-    encoding = tiktoken.Encoding('pieces', pat_str=pattern, mergeable_ranks={k: r for r, k in enumerate(keys)}, special_tokens={})
+    encoding = tiktoken.Encoding('pieces', pat_str=pattern, mergeable_ranks={k: r for r, k in enumerate(keys)},
+                                 special_tokens={})
     fuse = model.get('fuse_unk') and unk is not None
 
     def encode(piece):
@@ -907,7 +915,7 @@ class Pipeline(Tokenizer):
                 raise ValueError(f'BPE with {key} {model[key]!r} is not supported')
         pattern = only_pattern(pre) if kind == 'BPE' and level else None
         norm = spec.get('normalizer') or {'type': 'Sequence', 'normalizers': []}
-        later = [s for s in norm.get('normalizers', [norm]) if not s.get('first')]  # those not only for the input's beginning
+        later = [s for s in norm.get('normalizers', [norm]) if not s.get('first')]  # not only for the input's beginning
         self.normalizers = normalizer({'type': 'Sequence', 'normalizers': later}), normalizer(norm)
         self.split = splitter(None if pattern else pre)
         if kind == 'BPE':
@@ -934,7 +942,8 @@ class Pipeline(Tokenizer):
             else:
                 table[i] = t.replace('▁', ' ').encode()
         text = json.dumps([spec.get('decoder'), spec.get('normalizer'), pre])
-        self.drops = kind == 'WordPiece' or not level and ('"prepend"' in text or '"Metaspace"' in text and '"never"' not in text)
+        self.drops = kind == 'WordPiece' or not level and (
+            '"prepend"' in text or '"Metaspace"' in text and '"never"' not in text)
         return table
 
     def spec(self):
@@ -955,7 +964,7 @@ class Pipeline(Tokenizer):
 
     def decode_bytes(self, ids):
         data = super().decode_bytes(ids)
-        return data[1:] if self.drops and data.startswith(b' ') else data  # the space that encoding put before the first word
+        return data[1:] if self.drops and data.startswith(b' ') else data  # the space put before the first word
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
@@ -963,13 +972,13 @@ class Pipeline(Tokenizer):
 KINDS = {'bpe': BPE, 'byte': Byte, 'char': Char, 'pipeline': Pipeline}
 RANKED = {  # *.tiktoken files carry neither pattern nor special tokens: known by their number of ranks
     50256: ('gpt2', {'<|endoftext|>': 50256}),
-    100256: ('cl100k', {'<|endoftext|>': 100257, '<|fim_prefix|>': 100258, '<|fim_middle|>': 100259, '<|fim_suffix|>': 100260,
-                        '<|endofprompt|>': 100276}),
+    100256: ('cl100k', {'<|endoftext|>': 100257, '<|fim_prefix|>': 100258, '<|fim_middle|>': 100259,
+                        '<|fim_suffix|>': 100260, '<|endofprompt|>': 100276}),
     199998: ('o200k', {'<|endoftext|>': 199999, '<|endofprompt|>': 200018}),
     128000: ('cl100k', {s: 128000 + i for i, s in enumerate(  # Llama 3
         ['<|begin_of_text|>', '<|end_of_text|>', '<|reserved_special_token_0|>', '<|reserved_special_token_1|>',
-         '<|finetune_right_pad_id|>', '<|step_id|>', '<|start_header_id|>', '<|end_header_id|>', '<|eom_id|>', '<|eot_id|>',
-         '<|python_tag|>'] + [f'<|reserved_special_token_{i}|>' for i in range(2, 247)])}),
+         '<|finetune_right_pad_id|>', '<|step_id|>', '<|start_header_id|>', '<|end_header_id|>', '<|eom_id|>',
+         '<|eot_id|>', '<|python_tag|>'] + [f'<|reserved_special_token_{i}|>' for i in range(2, 247)])}),
 }
 
 
@@ -990,7 +999,7 @@ def loads(text):
 
 
 def load(path):
-    """The tokenizer in a file or folder, or by a name: byte, gpt2, cl100k_base, ... Errors: ValueError, FileNotFoundError."""
+    """The tokenizer in a file or folder, or by a name: byte, gpt2, ... Errors: ValueError, FileNotFoundError."""
     path = os.fspath(path)
     if path == 'byte':
         return byte()
@@ -1001,7 +1010,8 @@ def load(path):
         try:
             e = tiktoken.get_encoding(path)
         except Exception as error:
-            raise ValueError(f'{path}: tiktoken could not fetch it ({type(error).__name__}); give a file with it instead, '
+            raise ValueError(f'{path}: tiktoken could not fetch it ({type(error).__name__}); '
+                             'give a file with it instead, '
                              'such as encoder.json + vocab.bpe or a .tiktoken file') from None
         return ranked(e._mergeable_ranks, e._pat_str, e._special_tokens, path)
     if os.path.isdir(path):
@@ -1067,7 +1077,8 @@ def parse(path, data, name):
         return from_sentencepiece(data, name)
     vocab = {line.rstrip('\r'): i for i, line in enumerate(data.decode().rstrip('\n').split('\n'))}
     if '[UNK]' not in vocab:
-        raise ValueError('not a tokenizer: expected our own JSON, tokenizer.json, encoder.json, vocab.bpe, a .tiktoken file, '
+        raise ValueError('not a tokenizer: '
+                         'expected our own JSON, tokenizer.json, encoder.json, vocab.bpe, a .tiktoken file, '
                          'a sentencepiece model or a vocab.txt with [UNK]')
     special = [s for s in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]') if s in vocab]
     try:
@@ -1080,7 +1091,8 @@ def parse(path, data, name):
         'normalizer': {'type': 'BertNormalizer', 'clean_text': True, 'strip_accents': config.get('strip_accents'),
                        'handle_chinese_chars': config.get('tokenize_chinese_chars', True),
                        'lowercase': config.get('do_lower_case', not upper)},
-        'pre_tokenizer': {'type': 'BertPreTokenizer'}, 'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
+        'pre_tokenizer': {'type': 'BertPreTokenizer'},
+        'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
         'model': {'type': 'WordPiece', 'unk_token': '[UNK]', 'continuing_subword_prefix': '##',
                   'max_input_chars_per_word': 100, 'vocab': vocab}}, name)
 
@@ -1107,11 +1119,13 @@ def from_pair(vocab, merges, name):
         raise ValueError('damaged: a line of the merges does not hold two tokens')
     made = joined(model)
     if any(t not in vocab for t in made):
-        raise ValueError(f'damaged: the merges make {next(t for t in made if t not in vocab)!r}, which the vocabulary lacks')
+        raise ValueError('damaged: '
+                         f'the merges make {next(t for t in made if t not in vocab)!r}, which the vocabulary lacks')
     special = [t for t in vocab if t not in made and t not in INVISIBLE]
-    return from_spec({'model': model, 'added_tokens': [added_token(t, vocab[t], True, 'l' * (t == '<mask>')) for t in special],
-                      'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True},
-                      'decoder': {'type': 'ByteLevel'}}, name)
+    return from_spec({
+        'model': model, 'added_tokens': [added_token(t, vocab[t], True, 'l' * (t == '<mask>')) for t in special],
+        'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True},
+        'decoder': {'type': 'ByteLevel'}}, name)
 
 
 def from_spec(spec, name):
@@ -1127,7 +1141,8 @@ def from_spec(spec, name):
     if model['type'] == 'BPE' and not spec.get('normalizer') and any(s['type'] == 'ByteLevel' for s in stages):
         tokens, ids = byte_level(model, state['special'])
         pattern = only_pattern(pre)
-        if pattern and min(ids) >= 0 and not (model.get('continuing_subword_prefix') or model.get('end_of_word_suffix')):
+        if pattern and min(ids) >= 0 and not (model.get('continuing_subword_prefix')
+                                              or model.get('end_of_word_suffix')):
             pattern = next((k for k, p in PATTERNS.items() if p == pattern), pattern)
             return BPE(**state, tokens=tokens, ids=None if ids == list(range(len(ids))) else ids, pattern=pattern)
     return Pipeline(**state, spec={k: v for k, v in spec.items() if k != 'added_tokens'})
@@ -1184,14 +1199,16 @@ def from_sentencepiece(data, name):
     unk = next(i for i, p in enumerate(pieces) if p[2] == unknown)
     pre = None
     if trainer.get(3, 1) == 2:
-        order = sorted((i for i, p in enumerate(pieces) if p[2] == normal and len(p[0]) > 1), key=lambda i: -pieces[i][1])
+        order = sorted((i for i, p in enumerate(pieces) if p[2] == normal and len(p[0]) > 1),
+                       key=lambda i: -pieces[i][1])
         pairs = ([p[:n], p[n:]] for p in (pieces[i][0] for i in order) for n in range(1, len(p)))
         model = {'type': 'BPE', 'unk_token': pieces[unk][0], 'fuse_unk': True, 'byte_fallback': bool(trainer.get(35)),
                  'vocab': vocab, 'merges': [[a, b] for a, b in pairs if a in vocab and b in vocab]}
     else:
         top = max(score for _, score, kind in pieces if kind == normal)
         model = {'type': 'Unigram', 'unk_id': unk, 'byte_fallback': bool(trainer.get(35)),
-                 'vocab': [[p, top * len(p) - 0.1 if kind == user else score] for p, score, kind in pieces]}  # user's always win
+                 # the user's always win
+                 'vocab': [[p, top * len(p) - 0.1 if kind == user else score] for p, score, kind in pieces]}
         if all('▁' not in p[1:] for p, _, kind in pieces if kind == normal):
             pre = {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'never', 'split': True}
         names = {t['content'] for t in added}
@@ -1199,10 +1216,11 @@ def from_sentencepiece(data, name):
             # T5's file lacks its 100 sentinels; they follow the pieces, the first one last
             added += [added_token(f'<extra_id_{99 - i}>', len(pieces) + i, True, 'lr') for i in range(100)]
             model['vocab'] += [[f'<extra_id_{99 - i}>', 0.0] for i in range(100)]
-    decoder = [{'type': 'Replace', 'pattern': {'String': '▁'}, 'content': ' '}, {'type': 'ByteFallback'}, {'type': 'Fuse'}]
+    decoder = [{'type': 'Replace', 'pattern': {'String': '▁'}, 'content': ' '}, {'type': 'ByteFallback'},
+               {'type': 'Fuse'}]
     decoder += [{'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}] if rules.get(3, 1) else []
-    return from_spec({'added_tokens': added, 'normalizer': {'type': 'Sequence', 'normalizers': steps}, 'pre_tokenizer': pre,
-                      'model': model, 'decoder': {'type': 'Sequence', 'decoders': decoder}}, name)
+    return from_spec({'added_tokens': added, 'normalizer': {'type': 'Sequence', 'normalizers': steps},
+                      'pre_tokenizer': pre, 'model': model, 'decoder': {'type': 'Sequence', 'decoders': decoder}}, name)
 
 
 # ---- command line ------------------------------------------------------------------------------------------------
@@ -1212,7 +1230,8 @@ def show(tokenizer, text, colour):
     ids, cells = tokenizer.encode(text), []
     for i in ids:
         token = tokenizer.tokens[i].decode('utf-8', 'backslashreplace')
-        cells.append(''.join(c if c.isprintable() else '⏎\n' if c == '\n' else c.encode('unicode_escape').decode() for c in token))
+        cells.append(''.join(c if c.isprintable() else '⏎\n' if c == '\n' else c.encode('unicode_escape').decode()
+                             for c in token))
     palette = [f'\033[30;48;5;{c}m' for c in (153, 194, 223, 218, 189, 229)]
     paint = [palette[n % 6] + '{}\033[0m' if colour else '{}|' for n in range(len(ids))]
     print(''.join(p.format(c) for p, c in zip(paint, cells)))
@@ -1242,7 +1261,8 @@ def main(argv=None):
     commands = parser.add_subparsers(dest='command', required=True)
     add = {}
     for name, text in (('train', 'learn a vocabulary from text files'), ('encode', 'print the ids of a text'),
-                       ('decode', 'print the text of ids'), ('show', 'print a text cut into tokens, and its compression')):
+                       ('decode', 'print the text of ids'),
+                       ('show', 'print a text cut into tokens, and its compression')):
         add[name] = commands.add_parser(name, help=text, allow_abbrev=False).add_argument
     add['train']('--input', nargs='+', required=True, metavar='FILE', help='UTF-8 text files, .gz too')
     add['train']('--vocab_size', type=int, default=8192, help='ids in all: bytes, merges and special tokens')
@@ -1270,14 +1290,16 @@ def main(argv=None):
                 raise ValueError(f'id {bad} is not in 0 .. {tokenizer.vocab_size - 1}, the ids of {tokenizer.name}')
             print(tokenizer.decode(ids))
             return 0
-        text = args.text if args.text is not None else ''.join(read_texts([args.input])) if args.input else sys.stdin.read()
+        text = (args.text if args.text is not None else
+                ''.join(read_texts([args.input])) if args.input else sys.stdin.read())
         if args.command == 'encode':
             print(*tokenizer.encode(text, special=args.special))
             return 0
         show(tokenizer, text[:2000], sys.stdout.isatty() and 'NO_COLOR' not in os.environ)
         n, size = len(tokenizer.encode_numpy(text)), len(utf8(text))
         print(f'{tokenizer.name}: {tokenizer.vocab_size} ids; {len(text)} characters, {size} bytes, {n} tokens, '
-              f'{size / max(n, 1):.3f} bytes per token' + f' (the first 2000 of {len(text)} characters shown)' * (len(text) > 2000))
+              f'{size / max(n, 1):.3f} bytes per token'
+              + f' (the first 2000 of {len(text)} characters shown)' * (len(text) > 2000))
         return 0
     except OSError as e:
         print(f'bpe.py: {e.filename}: {e.strerror}' if e.filename else f'bpe.py: {e}', file=sys.stderr)
@@ -1295,7 +1317,8 @@ def train_command(args):
             print(f'\r{line}\033[K', end='', file=sys.stderr, flush=True)
     special = [s for s in args.special.split(',') if s and s != 'none']
     special = [t for s in special for t in (SPECIALS[5:] if s == 'sentinels' else [s])]
-    tokenizer = train(read_texts(args.input, args.pattern), args.vocab_size, args.pattern, special, args.model, progress=progress)
+    tokenizer = train(read_texts(args.input, args.pattern), args.vocab_size, args.pattern, special, args.model,
+                      progress=progress)
     if args.out.endswith(os.sep):
         tokenizer.save_hf(args.out)
     else:

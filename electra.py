@@ -1,19 +1,19 @@
-"""ELECTRA in one file: a small generator fills hidden tokens, a discriminator tells of every token whether it was replaced.
+"""ELECTRA in one file: a small generator fills hidden tokens, a discriminator tells which tokens were replaced.
 
-    python train.py --model=electra                                                     # pre-training on the standard library
-    python train.py --model=electra --init_from=out/electra --data=stdlib-modules      # fine-tunes the discriminator
+    python train.py --model=electra                                                # pre-trains on the standard library
+    python train.py --model=electra --init_from=out/electra --data=stdlib-modules  # fine-tunes the discriminator
 
-batch() hides a share of the tokens of running text. One graph does the rest: the generator's logits at the hidden places,
-a sample of each, the text with the samples in it, the discriminator's verdict on all of it. Fine-tuning drops the
-generator; heads, data and flags are those of bert.py. logits(ids) of a pre-trained model are the verdicts, (B, T).
+batch() hides a share of the tokens of running text. One graph does the rest: the generator's logits at the hidden
+places, a sample of each, the text with the samples in it, the discriminator's verdict on all of it. Fine-tuning drops
+the generator; heads, data and flags are those of bert.py. logits(ids) of a pre-trained model are the verdicts, (B, T).
 
 Paper: ELECTRA, Clark et al. 2020 (2003.10555): the objective 2, sharing, sizes and two stages 3.2 to 3.3, the ablations
-3.4, tables 6 and 7. What it leaves open follows the released code: 85 % of the chosen tokens become [MASK], the rest stay.
+3.4, tables 6 and 7. What it leaves open follows the released code: 85 % of chosen tokens become [MASK], the rest stay.
 
-Where we depart from it: rows are windows of running text, always full, so that all T tokens of a row are real; exactly K
-tokens are chosen in each. A sample is drawn by inverting the distribution function at a random number that belongs to the
-row, which has the distribution of the Gumbel trick but is the same however a batch is split over micro-batches and ranks.
-Without shared embeddings the generator's keep their width.
+Where we depart from it: rows are windows of running text, always full, so that all T tokens of a row are real; exactly
+K tokens are chosen in each. A sample is drawn by inverting the distribution function at a random number that belongs to
+the row, which has the distribution of the Gumbel trick but is the same however a batch is split over micro-batches and
+ranks. Without shared embeddings the generator's keep their width.
 
 Letters: B batch, T tokens, C width, E width of the embeddings, H heads, D head width, F hidden width of the MLP,
 V vocabulary, K chosen tokens of a row, L tokens of text in a row, N choices.
@@ -50,17 +50,17 @@ class Config:
     attention_dropout: float = 0.1  # on attention weights; above 0 a CPU has no fast attention kernel
     init_std: float = 0.02       # standard deviation of the first weights, a normal cut off at two of them
     # pre-training
-    objective: str = 'electra'   # electra | electra-15 (loss at chosen tokens) | replace-mlm | all-tokens-mlm | mlm (no generator)
+    objective: str = 'electra'   # electra | electra-15 (loss at chosen) | replace-mlm | all-tokens-mlm | mlm (alone)
     disc_weight: float = 50.0    # lambda: weight of the loss of electra and electra-15 beside the generator's
     generator_size: float = 1 / 3  # width of the generator's layers, a share of n_embd and n_hidden; 0: no generator
     generator_layers: int = 0    # blocks of the generator; 0: n_layer
     generator_heads: int = 0     # its heads; 0: width / 64, at least 1 (of the same width: n_head)
     share: str = 'embeddings'    # between the two: embeddings | none | all (needs generator_size=1)
-    generator_steps: int = 0     # two stages: this many steps of the generator alone, then the discriminator from its weights; 0: joint
+    generator_steps: int = 0     # two stages: generator-only steps, then the discriminator from its weights; 0: joint
     mask_rate: float = 0.15      # share of the tokens that the generator replaces
     mask_share: float = 0.85     # of these: share that it sees as [MASK]; the rest it sees as they are
     # fine-tuning
-    kind: str = 'text'           # head: text (pre-training) | labelled | tagged | qa | choice | none; the data's kind picks it
+    kind: str = 'text'           # head: text (pre-training) | labelled | tagged | qa | choice | none; the data picks it
     n_labels: int = 0            # classes; 0 with kind=labelled: regression
     labels: str = ''             # names of the classes, a JSON list
     double_sep: bool = False     # two [SEP] between a pair of texts (RoBERTa)
@@ -84,19 +84,26 @@ class Config:
         for name in ('vocab_size', 'vocab_multiple', 'n_layer', 'n_head', 'n_embd', 'doc_stride'):
             if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected 1 or more')
         for name in ('mask_rate', 'mask_share'):
-            if not 0 <= getattr(self, name) <= 1: raise ValueError(f'{name}={getattr(self, name)}: expected a share from 0 to 1')
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name}={getattr(self, name)}: expected a share from 0 to 1')
         if self.block_size < 8: raise ValueError(f'block_size={self.block_size}: expected 8 or more')
-        if self.n_embd % self.n_head: raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
-        if self.generator_size < 0: raise ValueError(f'generator_size={self.generator_size}: expected a share of n_embd, or 0 for none')
+        if self.n_embd % self.n_head:
+            raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
+        if self.generator_size < 0:
+            raise ValueError(f'generator_size={self.generator_size}: expected a share of n_embd, or 0 for none')
         if not self.has_generator: return
         width, heads, layers, _ = sizes = self.generator
         if width < 1 or width % heads:
-            raise ValueError(f'the generator is {width} wide (generator_size={self.generator_size:g} of n_embd={self.n_embd}), not a multiple of its {heads} heads: set --generator_heads')
+            raise ValueError(f'the generator is {width} wide (generator_size={self.generator_size:g} of n_embd='
+                             f'{self.n_embd}), not a multiple of its {heads} heads: set --generator_heads')
         same = sizes == (self.n_embd, self.n_head, self.n_layer, self.hidden)
         if self.share == 'all' and not same:
-            raise ValueError(f'share=all needs two equal encoders, and the generator has width {width}, {heads} heads, {layers} layers: add --generator_size=1')
-        if self.generator_steps and (not same or self.share != 'none'):  # a frozen generator, and a copy of it that learns on
-            raise ValueError(f'generator_steps={self.generator_steps} starts the discriminator from the generator: add --generator_size=1 --share=none')
+            raise ValueError(f'share=all needs two equal encoders, and the generator has width {width}, {heads} heads, '
+                             f'{layers} layers: add --generator_size=1')
+        # a frozen generator, and a copy of it that learns on
+        if self.generator_steps and (not same or self.share != 'none'):
+            raise ValueError(f'generator_steps={self.generator_steps} starts the discriminator from the generator: '
+                             'add --generator_size=1 --share=none')
 
     @property
     def rows(self): return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple  # of the token table
@@ -107,7 +114,8 @@ class Config:
     @property
     def n_masked(self): return max(1, round(self.mask_rate * (self.block_size - 2)))         # K
     @property
-    def n_outputs(self): return {'labelled': self.n_labels or 1, 'tagged': self.n_labels, 'qa': 2, 'choice': 1}.get(self.kind, 0)
+    def n_outputs(self):
+        return {'labelled': self.n_labels or 1, 'tagged': self.n_labels, 'qa': 2, 'choice': 1}.get(self.kind, 0)
     @property
     def has_pooler(self): return self.kind in ('labelled', 'choice')
     @property
@@ -127,40 +135,44 @@ class Config:
 
 kinds = ('text', 'labelled', 'tagged', 'qa', 'choice')
 objectives = ('electra', 'electra-15', 'replace-mlm', 'all-tokens-mlm', 'mlm')
-activations = {'gelu': F.gelu, 'gelu_tanh': functools.partial(F.gelu, approximate='tanh'), 'relu': F.relu, 'silu': F.silu}
+activations = {'gelu': F.gelu, 'gelu_tanh': functools.partial(F.gelu, approximate='tanh'),
+               'relu': F.relu, 'silu': F.silu}
 
 
 def generator_config(config):
     """The Config of the generator as a model of its own, a masked language model."""
     width, heads, layers, hidden = config.generator
-    return dataclasses.replace(config, objective='mlm', generator_size=0.0, generator_layers=0, generator_heads=0, generator_steps=0, share='embeddings',
-                               n_embd=width, n_head=heads, n_layer=layers, n_hidden=hidden, embed_dim=config.embed)
+    return dataclasses.replace(config, objective='mlm', generator_size=0.0, generator_layers=0, generator_heads=0,
+                               generator_steps=0, share='embeddings', n_embd=width, n_head=heads, n_layer=layers,
+                               n_hidden=hidden, embed_dim=config.embed)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # presets: what differs from ELECTRA-base (table 6)
 
 _small = dict(n_head=4, n_embd=256, embed_dim=128)
 presets = {
-    'electra-2cores': dict(_small, vocab_size=8192, block_size=128, n_layer=4, n_hidden=512, generator_size=0.25, dropout=0.0, attention_dropout=0.0),
+    'electra-2cores': dict(_small, vocab_size=8192, block_size=128, n_layer=4, n_hidden=512, generator_size=0.25,
+                           dropout=0.0, attention_dropout=0.0),
     'electra-small': dict(_small, block_size=128, generator_size=0.25),
-    'electra-small-pp': dict(_small, generator_size=1.0),  # the released small model: longer rows, and no smaller generator
+    'electra-small-pp': dict(_small, generator_size=1.0),  # the released small model: longer rows, no smaller generator
     'electra-base': dict(),
     'electra-large': dict(n_layer=24, n_head=16, n_embd=1024, generator_size=0.25, mask_rate=0.25),
 }
 
 # what trains well: overrides of train.py's fields (and of Config's), for this file and for single presets
-recipe = dict(preset='electra-2cores', weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-6, grad_clip=1.0, lr_schedule='linear', warmup_iters=10000)
+recipe = dict(preset='electra-2cores', weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-6, grad_clip=1.0,
+              lr_schedule='linear', warmup_iters=10000)
 recipes = {
-    'electra-2cores': dict(optimizer='muon', learning_rate=3e-3, muon_lr=0.02, batch_size=32, max_iters=400, warmup_iters=20, beta2=0.98,
-                           eval_interval=100, eval_iters=64, vocab_multiple=128),
+    'electra-2cores': dict(optimizer='muon', learning_rate=3e-3, muon_lr=0.02, batch_size=32, max_iters=400,
+                           warmup_iters=20, beta2=0.98, eval_interval=100, eval_iters=64, vocab_multiple=128),
     'electra-small': dict(learning_rate=5e-4, batch_size=128, max_iters=1000000),
     'electra-small-pp': dict(learning_rate=5e-4, batch_size=128, max_iters=4000000),
     'electra-base': dict(learning_rate=2e-4, batch_size=256, max_iters=766000),
     'electra-large': dict(learning_rate=2e-4, batch_size=2048, max_iters=400000),
 }
 # from given weights (table 7 and the released code; small wants 3e-4, large 5e-5 and a layer_decay of 0.9)
-finetune = dict(learning_rate=1e-4, layer_decay=0.8, batch_size=32, epochs=3.0, eval_interval=0, warmup_iters=50, weight_decay=0.01, beta2=0.999,
-                eps=1e-6, lr_schedule='linear', dropout=0.1)
+finetune = dict(learning_rate=1e-4, layer_decay=0.8, batch_size=32, epochs=3.0, eval_interval=0, warmup_iters=50,
+                weight_decay=0.01, beta2=0.999, eps=1e-6, lr_schedule='linear', dropout=0.1)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # pre-training: running text -> rows with hidden tokens
@@ -171,7 +183,8 @@ def role(config, name):
     i = getattr(config, name + '_id')
     i = config.eot_id if i < 0 and name != 'mask' else i
     if not 0 <= i < config.vocab_size:
-        raise ValueError(f'the tokenizer has no {name} token ({name}_id={i}): prepare the text with --tokenizer=bpe, or give --{name}_id')
+        raise ValueError(f'the tokenizer has no {name} token ({name}_id={i}): '
+                         f'prepare the text with --tokenizer=bpe, or give --{name}_id')
     return i
 
 
@@ -182,7 +195,8 @@ def batch(draw, config, rng):
     L, K = config.block_size - 2, config.n_masked
     cls, sep, mask = (role(config, name) for name in ('cls', 'sep', 'mask'))
     tokens = draw(L)                                                       # (B, L)
-    special = np.isin(tokens, [i for i in (config.eot_id, config.pad_id, config.cls_id, config.sep_id, config.mask_id) if i >= 0])
+    special = np.isin(tokens, [i for i in (config.eot_id, config.pad_id, config.cls_id, config.sep_id, config.mask_id)
+                               if i >= 0])
     chosen = np.sort(np.argpartition(rng.random(L) + special, K - 1, axis=1)[:, :K], axis=1)   # separators come last
     original, counts = np.take_along_axis(tokens, chosen, 1), ~np.take_along_axis(special, chosen, 1)
     hidden = counts & (rng.random(K) < config.mask_share)
@@ -192,8 +206,8 @@ def batch(draw, config, rng):
 
 
 def count(*arrays):
-    """Numbers of targets: the generator's, and all real tokens, on which the discriminator is judged. Supervised: those of
-    the last array. Floats of -100 and below are none."""
+    """Numbers of targets: the generator's, and all real tokens, on which the discriminator is judged. Supervised: those
+    of the last array. Floats of -100 and below are none."""
     last = arrays[-1]
     n = int((last > -100).sum() if last.dtype.kind == 'f' else (last >= 0).sum())
     return (n, arrays[0].size) if len(arrays) == 3 else (n,)
@@ -203,23 +217,24 @@ def count(*arrays):
 
 # same as bert.py
 def offsets(text, tokenizer):
-    """-> ids, and of each token the characters of the text that it stands for, [(start, end)]. A byte-level tokenizer tells
-    them exactly; any other one encodes word by word, and a token of a word stands for the whole word."""
+    """-> ids, and of each token the characters of the text that it stands for, [(start, end)]. A byte-level tokenizer
+    tells them exactly; any other one encodes word by word, and a token of a word stands for the whole word."""
     ids = tokenizer.encode(text)
     sizes = [len(tokenizer.decode_bytes([i])) for i in ids]
     if tokenizer.decode_bytes(ids) == text.encode() and sum(sizes) == len(text.encode()):
-        character = np.append(np.repeat(np.arange(len(text)), [len(c.encode()) for c in text]), len(text))  # of each byte
+        character = np.append(np.repeat(np.arange(len(text)), [len(c.encode()) for c in text]), len(text))  # per byte
         ends = np.cumsum([0, *sizes])
         spans = [(int(character[a]), int(character[b - 1]) + 1) for a, b in zip(ends, ends[1:])]
-        return ids, [(a + len(text[a:b]) - len(text[a:b].lstrip()), b) if text[a:b].strip() else (a, b) for a, b in spans]
+        return ids, [(a + len(text[a:b]) - len(text[a:b].lstrip()), b) if text[a:b].strip() else (a, b)
+                     for a, b in spans]
     pieces = [(m.span(), tokenizer.encode(m[0])) for m in re.finditer(r'\w+|[^\w\s]', text)]
     return [i for _, p in pieces for i in p], [span for span, p in pieces for _ in p]
 
 
 # same as bert.py
 def encode(example, tokenizer, config):
-    """An example of supervised data -> list of dicts, rows for collate: one, but a long context of kind qa gives one for
-    each window. Texts are cut to block_size, the longer one of a pair first."""
+    """An example of supervised data -> list of dicts, rows for collate: one, but a long context of kind qa gives one
+    for each window. Texts are cut to block_size, the longer one of a pair first."""
     cls, sep = ([role(config, name)] for name in ('cls', 'sep'))
     between = sep * (1 + config.double_sep)
     def row(a, b=None):
@@ -228,10 +243,12 @@ def encode(example, tokenizer, config):
             longer = a if b is None or len(a) >= len(b) else b
             del longer[-max(1, min(over, abs(len(a) - len(b or ())))):]
         first = cls + a + (sep if b is None else between)
-        return dict(ids=first + (b + sep if b is not None else []), segments=[0] * len(first) + [1] * (len(b) + 1 if b is not None else 0))
+        return dict(ids=first + (b + sep if b is not None else []),
+                    segments=[0] * len(first) + [1] * (len(b) + 1 if b is not None else 0))
     if config.kind == 'labelled':
         b = example.get('text_b')
-        return [dict(row(tokenizer.encode(example['text']), None if b is None else tokenizer.encode(b)), label=example['label'])]
+        return [dict(row(tokenizer.encode(example['text']), None if b is None else tokenizer.encode(b)),
+                     label=example['label'])]
     if config.kind == 'choice':
         text = tokenizer.encode(example['text'])
         return [dict(choices=[row(text, tokenizer.encode(c)) for c in example['choices']], label=example['label'])]
@@ -242,11 +259,14 @@ def encode(example, tokenizer, config):
             if len(ids) + len(pieces) + 1 > config.block_size: break
             words.append(len(ids))
             ids, tags = ids + pieces, tags + [tag] + [-1] * (len(pieces) - 1)
-        return [dict(ids=ids + sep, segments=[0] * (len(ids) + 1), tags=tags + [-1], words=words, n_words=len(example['tokens']))]
+        return [dict(ids=ids + sep, segments=[0] * (len(ids) + 1), tags=tags + [-1], words=words,
+                     n_words=len(example['tokens']))]
     question, rows = cls + tokenizer.encode(example['question'])[:config.max_query] + between, []
     ids, spans = offsets(example['context'], tokenizer)
     room = config.block_size - len(question) - 1
-    if room < 1: raise ValueError(f'block_size={config.block_size} leaves no room for the context: raise it or lower --max_query')
+    if room < 1:
+        raise ValueError(f'block_size={config.block_size} leaves no room for the context: '
+                         'raise it or lower --max_query')
     answer = next(iter(example.get('answers') or ()), None)
     for at in range(0, max(1, len(ids) - room + config.doc_stride), min(config.doc_stride, room)):
         part, start, end = spans[at:at + room], 0, 0                       # 0: [CLS], the answer is not in this window
@@ -255,20 +275,22 @@ def encode(example, tokenizer, config):
             inside = [i for i, (x, y) in enumerate(part) if x < b and y > a]
             whole = [i for i, (x, y) in enumerate(spans) if x < b and y > a]
             if inside and len(inside) == len(whole): start, end = len(question) + inside[0], len(question) + inside[-1]
-        rows.append(dict(ids=question + ids[at:at + room] + sep, segments=[0] * len(question) + [1] * (len(part) + 1), start=start,
-                         end=end, first=len(question), spans=part, context=example['context']))
+        rows.append(dict(ids=question + ids[at:at + room] + sep, segments=[0] * len(question) + [1] * (len(part) + 1),
+                         start=start, end=end, first=len(question), spans=part, context=example['context']))
         if at + room >= len(ids): break
     return rows
 
 
 # same as bert.py
 def collate(examples, config):
-    """Rows from encode -> ids, segments (B, T), mask (B, T) bool or (B, 0) when nothing is padded, targets: labels (B,), numbers
-    to regress to (B,), tags (B, T), starts and ends (B, 2). Choices: (B, N, T). T is the longest, to a multiple of 8."""
+    """Rows from encode -> ids, segments (B, T), mask (B, T) bool or (B, 0) when nothing is padded, targets: labels
+    (B,), numbers to regress to (B,), tags (B, T), starts and ends (B, 2). Choices: (B, N, T). T is the longest, to a
+    multiple of 8."""
     grouped = [e['choices'] if config.kind == 'choice' else [e] for e in examples]
     N, longest = max(map(len, grouped)), max(len(r['ids']) for g in grouped for r in g)
     shape = len(examples), N, min(-(-longest // 8) * 8, max(config.block_size, longest))
-    ids, segments, mask, tags = np.full(shape, max(0, config.pad_id)), np.zeros(shape, np.int64), np.zeros(shape, bool), np.full(shape, -1)
+    ids, segments, mask, tags = (np.full(shape, max(0, config.pad_id)), np.zeros(shape, np.int64),
+                                 np.zeros(shape, bool), np.full(shape, -1))
     for i, group in enumerate(grouped):
         for j, r in enumerate(group):
             n = len(r['ids'])
@@ -285,9 +307,9 @@ def collate(examples, config):
 # same as bert.py
 @torch.no_grad()
 def predict(model, arrays, examples, tokenizer=None):
-    """The arrays of collate (as tensors) and the rows they were made of -> a dict for each: index, prediction (number of the class
-    or choice, value, list of the words' tags, text of the answer), score, by which windows of one example compete, and name, the
-    class in words if Config.labels tells it."""
+    """The arrays of collate (as tensors) and the rows they were made of -> a dict for each: index, prediction (number
+    of the class or choice, value, list of the words' tags, text of the answer), score, by which windows of one example
+    compete, and name, the class in words if Config.labels tells it."""
     c, out = model.config, []
     names = json.loads(c.labels) if c.labels and c.n_labels else []
     ids, segments, mask, _ = arrays
@@ -330,8 +352,8 @@ def make_norm(config, width=0): return LayerNorm(width or config.n_embd, config.
 
 # same as bert.py
 def fused(width, bias, **parts):
-    """Several linear layers of one input as one, which is faster. Who wants them apart finds the rows of each in .parts:
-    adapters on the layer, by name; Muon on its weight."""
+    """Several linear layers of one input as one, which is faster. Who wants them apart finds the rows of each in
+    .parts: adapters on the layer, by name; Muon on its weight."""
     layer = nn.Linear(width, sum(parts.values()), bias=bias)
     layer.parts, layer.weight.parts = parts, list(parts.values())
     return layer
@@ -349,9 +371,12 @@ class Embeddings(nn.Module):
     def forward(self, ids, segments=None):
         """ids, segments: (B, T) -> (B, T, E)"""
         T, c = ids.size(1), self.config
-        if T > c.block_size: raise ValueError(f'{T} tokens in a row, but there are learned positions for block_size={c.block_size}')
+        if T > c.block_size:
+            raise ValueError(f'{T} tokens in a row, but there are learned positions for block_size={c.block_size}')
         x = self.tokens(ids) + self.positions(torch.arange(T, device=ids.device))
-        if c.n_segments: x = x + (self.segments.weight[0] if segments is None else self.segments(segments.clamp(max=c.n_segments - 1)))
+        if c.n_segments:
+            x = x + (self.segments.weight[0] if segments is None
+                     else self.segments(segments.clamp(max=c.n_segments - 1)))
         return self.drop(self.norm(x))
 
 
@@ -408,7 +433,8 @@ class Encoder(nn.Module):
         if mask is not None: mask = mask[:, None, None]                    # (B, 1, 1, T)
         if hasattr(self, 'project'): x = self.project(x)
         for block in self.blocks:
-            x = checkpoint(block, x, mask, use_reentrant=False) if self.config.checkpoint_activations and self.training else block(x, mask)
+            x = (checkpoint(block, x, mask, use_reentrant=False)
+                 if self.config.checkpoint_activations and self.training else block(x, mask))
         return x
 
 
@@ -431,11 +457,12 @@ class MaskedLM(nn.Module):
 
     def forward(self, x):
         y = self.decoder(self.head(x))
-        return y if self.config.rows == self.config.vocab_size else y[..., :self.config.vocab_size]  # a slice of all costs a copy backward
+        # a slice of all costs a copy backward
+        return y if self.config.rows == self.config.vocab_size else y[..., :self.config.vocab_size]
 
 
 class Detector(nn.Module):
-    """Hidden states to a logit for "replaced": 2, D(x, t) = sigmoid(w h(x)_t), with a layer in front. (.., C) -> (..)"""
+    """Hidden states to a logit for "replaced": 2, D(x, t) = sigmoid(w h(x)_t), a layer in front. (.., C) -> (..)"""
     def __init__(self, config):
         super().__init__()
         self.dense, self.out = nn.Linear(config.n_embd, config.n_embd), nn.Linear(config.n_embd, 1)
@@ -454,17 +481,18 @@ class Generator(nn.Module):
 
 
 def sample(logits, u):
-    """A token of each row's distribution: the first one whose cumulated probability exceeds u / 2^31. In whole numbers, so
-    that their sum is exact in any order. logits: (N, V), u: (N,) int64 in [0, 2^31) -> (N,)"""
+    """A token of each row's distribution: the first one whose cumulated probability exceeds u / 2^31. In whole numbers,
+    so that their sum is exact in any order. logits: (N, V), u: (N,) int64 in [0, 2^31) -> (N,)"""
     mass = (logits.float().softmax(1) * 2 ** 30).int().cumsum(1, dtype=torch.int32)            # (N, V)
     at = (u * mass[:, -1].long() >> 31).int()                              # below the whole mass
-    return torch.searchsorted(mass, at[:, None], right=True)[:, 0].clamp(max=logits.size(1) - 1)  # logits of NaN end up in the loss, not here
+    # clamp: logits of NaN end up in the loss, not here
+    return torch.searchsorted(mass, at[:, None], right=True)[:, 0].clamp(max=logits.size(1) - 1)
 
 
 def area_under_curve(scores, positive, judged):
-    """Share of the pairs (positive, negative) in which the positive one scores higher, ties half; 0.5 if there are none. All (..)"""
+    """Share of the pairs (positive, negative) whose positive one scores higher, ties half; 0.5 without any. All (..)"""
     scores, negative = scores.detach().flatten(), (judged & ~positive).flatten()
-    order = torch.where(negative, scores, math.inf).sort().values          # the negatives, and after them what is neither
+    order = torch.where(negative, scores, math.inf).sort().values          # the negatives, then what is neither
     below = (torch.searchsorted(order, scores) + torch.searchsorted(order, scores, right=True)) / 2
     pairs = positive.sum().float() * negative.sum()
     return torch.where(pairs > 0, (below * positive.flatten()).sum() / pairs.clamp(min=1), 0.5)
@@ -493,10 +521,10 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def before_step(self, step):
-        """The trainer calls this in front of every optimizer step, and once before it builds the optimizers. Two stages (3.3):
-        steps below generator_steps train the generator alone; at that step the discriminator takes over its weights, and trains
-        while the generator stays. True at that one step: other parameters train from now on. It looks at nothing but the number
-        of the step and may be called again, so a run resumes exactly."""
+        """The trainer calls this in front of every optimizer step, and once before it builds the optimizers. Two stages
+        (3.3): steps below generator_steps train the generator alone; at that step the discriminator takes over its
+        weights, and trains while the generator stays. True at that one step: other parameters train from now on. It
+        looks at nothing but the number of the step and may be called again, so a run resumes exactly."""
         n, stage = self.config.generator_steps, 1 if step < self.config.generator_steps else 2
         if not n or not self.config.has_generator: return False
         if stage != self.stage:
@@ -511,25 +539,28 @@ class Model(nn.Module):
 
     # same as bert.py
     def depth_of(self, name):
-        """How deep a parameter lies: 0 embeddings, 1 .. n_layer blocks, n_layer + 1 heads. For layer-wise learning rates and freezing"""
+        """Depth of a parameter, for layer_decay and freeze: 0 embeddings, 1 .. n_layer blocks, n_layer + 1 heads."""
         if name.startswith('encoder.blocks.'): return int(name.split('.')[2]) + 1
         return 0 if name.startswith(('embeddings.', 'encoder.project.')) else self.config.n_layer + 1
 
     # same as bert.py
     def hidden(self, ids, segments=None, mask=None):
-        """ids, segments, mask: (B, T), 1 or true in mask for real tokens -> hidden states of the last layer (B, T, C)"""
+        """ids, segments, mask: (B, T), 1 or true in mask for real tokens -> the last layer's hidden states (B, T, C)"""
         if mask is not None: mask = (mask > 0) if mask.size(1) else None
-        if mask is not None: mask = mask | (torch.arange(mask.size(1), device=ids.device) == 0)  # a row of padding alone: no NaN
+        # a row of padding alone: no NaN
+        if mask is not None: mask = mask | (torch.arange(mask.size(1), device=ids.device) == 0)
         return self.encoder(self.embeddings(ids, segments), mask)
 
     def logits(self, ids, segments=None, mask=None):
-        """ids, segments, mask: (B, T) -> "replaced" (B, T), or (B, T, V) of a masked language model. With another head: classes
-        (B, n_labels), a number (B, 1), tags (B, T, n_labels), starts and ends (B, T, 2); choices, from (B, N, T): (B, N), -inf for
-        rows of padding"""
+        """ids, segments, mask: (B, T) -> "replaced" (B, T), or (B, T, V) of a masked language model. With another head:
+        classes (B, n_labels), a number (B, 1), tags (B, T, n_labels), starts and ends (B, T, 2); choices, from
+        (B, N, T): (B, N), -inf for rows of padding"""
         c = self.config
-        if c.kind == 'none': raise ValueError('these weights have no head, so there are no logits: use hidden(), or fine-tune first')
+        if c.kind == 'none':
+            raise ValueError('these weights have no head, so there are no logits: use hidden(), or fine-tune first')
         if c.kind == 'choice':
-            (B, N, T), y = ids.shape, self.scores(*(None if a is None else a.flatten(0, 1) for a in (ids, segments, mask)))
+            (B, N, T), y = ids.shape, self.scores(*(None if a is None else a.flatten(0, 1)
+                                                    for a in (ids, segments, mask)))
             y = y.view(B, N)
             return y if mask is None or not mask.size(2) else y.masked_fill(~(mask > 0).any(2), -math.inf)
         return self.scores(ids, segments, mask)
@@ -540,15 +571,17 @@ class Model(nn.Module):
         return self.classifier(self.drop(F.gelu(self.pooler(x[:, 0])) if c.has_pooler else x))
 
     def forward(self, ids, *rest, totals=None):
-        """The arrays of batch() -> loss, stats. With totals, the numbers of targets of the global batch, the parts of a batch add
-        up to the loss of the whole: eq. of 2, L_MLM + lambda L_disc, where L_MLM is a mean over the chosen tokens and L_disc over
-        all. Stats in eval mode: area_under_curve is that of each micro-batch, weighted by its tokens; see summary for the rest."""
+        """The arrays of batch() -> loss, stats. With totals, the numbers of targets of the global batch, the parts of a
+        batch add up to the loss of the whole: eq. of 2, L_MLM + lambda L_disc, where L_MLM is a mean over the chosen
+        tokens and L_disc over all. Stats in eval mode: area_under_curve is that of each micro-batch, weighted by its
+        tokens; see summary for the rest."""
         c, (B, T) = self.config, ids.shape[:2]
         if c.kind != 'text': return self.supervised(ids, *rest, totals=totals)
         if not c.has_generator and c.objective != 'mlm':
-            raise ValueError('this is a discriminator without a generator: fine-tune it, or pre-train with --generator_size above 0')
+            raise ValueError('this is a discriminator without a generator: '
+                             'fine-tune it, or pre-train with --generator_size above 0')
         (places, u), targets = rest[0].unbind(1), rest[1]                  # (B, K) each
-        chosen, row = targets >= 0, T * torch.arange(B, device=ids.device)[:, None]            # places in the flattened batch
+        chosen, row = targets >= 0, T * torch.arange(B, device=ids.device)[:, None]            # in the flattened batch
         at = lambda x: x.flatten(0, 1).index_select(0, (places + row).flatten())               # (B, T, C) -> (B K, C)
         masked, real = (chosen.sum().clamp(min=1), ids.numel()) if totals is None else (totals[0], totals[1])
         mlm = lambda logits: F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction='sum') / masked
@@ -559,28 +592,34 @@ class Model(nn.Module):
 
         # the generator, and a sample of what it thinks at each chosen place: no gradient goes through
         embed = self.embeddings if c.share != 'none' else self.generator.embeddings
-        y = self.generator.mlm(at((self.encoder if c.share == 'all' else self.generator.encoder)(embed(ids)))).float()  # (B K, V)
+        encoder = self.encoder if c.share == 'all' else self.generator.encoder
+        y = self.generator.mlm(at(encoder(embed(ids)))).float()            # (B K, V)
         loss_g = mlm(y)
         before = ids.gather(1, places)
         new = torch.where(chosen, sample(y.detach(), u.flatten()).view_as(u), before)          # (B, K)
-        fake = chosen & (new != targets)                                   # a sample that is the original counts as real
+        fake = chosen & (new != targets)                                   # a sample equal to the original is real
         stats = {'generator_loss': loss_g.detach(), 'replaced': fake.sum() / real}
         if not self.training: stats['generator_accuracy'] = hits(y)
 
         # the discriminator on the text with the samples in it
-        names = ('discriminator_loss', *(() if self.training else ('caught', 'flagged', 'auc') if c.has_detector else ('accuracy',)))
+        names = ('discriminator_loss',
+                 *(() if self.training else ('caught', 'flagged', 'auc') if c.has_detector else ('accuracy',)))
         if self.stage == 1: return loss_g, stats | dict.fromkeys(names, torch.zeros_like(loss_g))
         x = self.hidden(ids.scatter(1, places, new))                       # (B, T, C)
         if c.objective == 'electra-15': x, label, judged, n = at(x).view(B, -1, c.n_embd), fake, chosen, masked
-        else: label, judged, n = torch.zeros_like(ids, dtype=torch.bool).scatter(1, places, fake), torch.ones_like(ids, dtype=torch.bool), real
-        weight, logit = 1.0, self.detector(x).float() if c.has_detector else None              # (B, T), or of the chosen (B, K)
+        else:
+            label, judged, n = (torch.zeros_like(ids, dtype=torch.bool).scatter(1, places, fake),
+                                torch.ones_like(ids, dtype=torch.bool), real)
+        weight, logit = 1.0, self.detector(x).float() if c.has_detector else None              # (B, T), chosen: (B, K)
         if c.objective == 'replace-mlm':
             y = self.mlm(at(x)).float()
             loss_d = mlm(y)
             if not self.training: stats['accuracy'] = hits(y)
-        elif c.objective == 'all-tokens-mlm':  # 3.4: p(x_t) = D [x_t is the input] + (1 - D) softmax(..)_t, where 1 - D = sigmoid(logit)
+        elif c.objective == 'all-tokens-mlm':
+            # 3.4: p(x_t) = D [x_t is the input] + (1 - D) softmax(..)_t, where 1 - D = sigmoid(logit)
             original = ids.scatter(1, places, torch.where(chosen, targets, before))
-            told = F.logsigmoid(logit) - F.cross_entropy(self.mlm(x).float().transpose(1, 2), original, reduction='none')  # (B, T)
+            told = F.logsigmoid(logit) - F.cross_entropy(self.mlm(x).float().transpose(1, 2), original,
+                                                         reduction='none')                     # (B, T)
             loss_d = -torch.where(label, told, torch.logaddexp(told, F.logsigmoid(-logit))).sum() / n
         else:
             loss_d = (F.binary_cross_entropy_with_logits(logit, label.float(), reduction='none') * judged).sum() / n
@@ -588,7 +627,8 @@ class Model(nn.Module):
         stats['discriminator_loss'] = loss_d.detach()
         if not self.training and c.has_detector:
             flagged = (logit > 0) & judged
-            stats.update(caught=(flagged & label).sum() / real, flagged=flagged.sum() / real, auc=area_under_curve(logit, label, judged) * judged.sum() / n)
+            stats.update(caught=(flagged & label).sum() / real, flagged=flagged.sum() / real,
+                         auc=area_under_curve(logit, label, judged) * judged.sum() / n)
         return (0 if self.stage == 2 else loss_g) + weight * loss_d, stats
 
     # same as bert.py
@@ -603,63 +643,72 @@ class Model(nn.Module):
             y = y.transpose(1, 2)                                          # (B, 2, T)
             if mask.size(1): y = y.masked_fill(~mask[:, None], -math.inf)
         y, targets = y.flatten(0, -2), targets.flatten()
-        return F.cross_entropy(y, targets, ignore_index=-1, reduction='sum') / n, {'accuracy': (y.argmax(1) == targets).sum() / n}
+        return (F.cross_entropy(y, targets, ignore_index=-1, reduction='sum') / n,
+                {'accuracy': (y.argmax(1) == targets).sum() / n})
 
     def flops(self):
-        """Training flops of one row: (6 N + 12 L T C) T for each of the two (both stages counted as joint), where N leaves out look-up
-        tables, and a head over the vocabulary counts for the K tokens that need it."""
+        """Training flops of one row: (6 N + 12 L T C) T for each of the two (both stages counted as joint), where N
+        leaves out look-up tables, and a head over the vocabulary counts for the K tokens that need it."""
         c, T, K = self.config, self.config.block_size, self.config.n_masked
         size = lambda module: sum(p.numel() for p in module.parameters())
         trunk = lambda encoder: (6 * size(encoder) + 12 * encoder.config.n_layer * T * encoder.config.n_embd) * T
         lm = lambda head: 6 * (size(head.head) + c.rows * c.embed)         # of a token
-        row = trunk(self.encoder) + (6 * T * size(self.classifier) if c.kind in ('tagged', 'qa') else 6 * (size(self.classifier) + size(self.pooler)) if c.n_outputs else 0)
+        row = trunk(self.encoder) + (6 * T * size(self.classifier) if c.kind in ('tagged', 'qa') else
+                                     6 * (size(self.classifier) + size(self.pooler)) if c.n_outputs else 0)
         if c.has_detector: row += 6 * size(self.detector) * (K if c.objective == 'electra-15' else T)
         if c.has_mlm: row += lm(self.mlm) * (T if c.objective == 'all-tokens-mlm' else K)
-        if c.has_generator: row += trunk(self.encoder if c.share == 'all' else self.generator.encoder) + lm(self.generator.mlm) * K
+        if c.has_generator:
+            row += trunk(self.encoder if c.share == 'all' else self.generator.encoder) + lm(self.generator.mlm) * K
         return int(row)
 
 
 def summary(stats):
-    """What a person reads, from stats that are sums over the whole batch (shares of all its tokens): precision = caught / flagged
-    and recall = caught / replaced, in the place of caught and flagged; 0 where nothing was there to find."""
+    """What a person reads, from stats that are sums over the whole batch (shares of all its tokens): precision = caught
+    / flagged and recall = caught / replaced, in the place of caught and flagged; 0 where nothing was there to find."""
     stats = dict(stats)
     if 'caught' in stats:
         caught, flagged = stats.pop('caught'), stats.pop('flagged')
-        stats.update(precision=caught / flagged if flagged else 0.0, recall=caught / stats['replaced'] if stats['replaced'] else 0.0)
+        stats.update(precision=caught / flagged if flagged else 0.0,
+                     recall=caught / stats['replaced'] if stats['replaced'] else 0.0)
     return stats
 
 
 # same as bert.py
 def adapt(weights, model):
-    """Weights of another head or of longer rows -> a state dict for this model: its encoder takes them, new heads keep the
-    values they have. Raises ValueError if the encoders differ."""
+    """Weights of another head or of longer rows -> a state dict for this model: its encoder takes them, new heads keep
+    the values they have. Raises ValueError if the encoders differ."""
     own = model.state_dict()
     for name, p in own.items():
         w, body = weights.get(name), name.startswith(('embeddings.', 'encoder.'))
         if w is not None and name == 'embeddings.positions.weight': w = w[:len(p)]
         if body and (w is None or w.shape != p.shape):
-            raise ValueError(f'{name} is {"missing" if w is None else tuple(w.shape)}, the model has {tuple(p.shape)}: the encoder must be the same')
+            raise ValueError(f'{name} is {"missing" if w is None else tuple(w.shape)}, the model has {tuple(p.shape)}: '
+                             'the encoder must be the same')
         if w is not None and w.shape == p.shape: own[name] = w
     return own
 
 
 @torch.no_grad()
 def replaced(model, ids, segments=None, mask=None):
-    """The discriminator's verdict: how probable it is that each token is not the one that stood there. (B, T) -> (B, T)"""
-    if not model.config.has_detector: raise ValueError(f'these weights have no discriminator (kind={model.config.kind}, objective={model.config.objective}): give a pre-trained ELECTRA')
+    """The discriminator's verdict: how probable it is that a token is not the one that stood there. (B, T) -> (B, T)"""
+    if not model.config.has_detector:
+        raise ValueError(f'these weights have no discriminator (kind={model.config.kind}, '
+                         f'objective={model.config.objective}): give a pre-trained ELECTRA')
     return model.logits(ids, segments, mask).float().sigmoid()
 
 
 @torch.no_grad()
 def show(model, tokenizer, ids, n=96):
-    """Validation text in which the generator (without one: chance) replaced every seventh token or so, and what the discriminator
-    makes of it. With another head: the last part of some examples, the prediction and the truth."""
+    """Validation text in which the generator (without one: chance) replaced every seventh token or so, and what the
+    discriminator makes of it. With another head: the last part of some examples, the prediction and the truth."""
     c, device = model.config, model.embeddings.tokens.weight.device
     if isinstance(ids[0], dict):
         lines, names = [], json.loads(c.labels) if c.labels and c.n_labels else []
         for e, p in zip(ids, predict(model, [torch.from_numpy(a).to(device) for a in collate(ids, c)], ids, tokenizer)):
             truth = [t for t in e['tags'] if t >= 0] if c.kind == 'tagged' else e.get('label')
-            if c.kind == 'qa': truth = e['context'][e['spans'][e['start'] - e['first']][0]:e['spans'][e['end'] - e['first']][1]] if e['start'] else ''
+            if c.kind == 'qa':
+                truth = (e['context'][e['spans'][e['start'] - e['first']][0]:e['spans'][e['end'] - e['first']][1]]
+                         if e['start'] else '')
             if names: truth = [names[t] for t in truth] if c.kind == 'tagged' else names[truth]
             text = tokenizer.decode((e['choices'][0] if 'choices' in e else e)['ids'])
             lines.append(f'{text[-400:]}\n    >>> {p.get("name", p["prediction"])} (truth: {truth})')
@@ -671,33 +720,39 @@ def show(model, tokenizer, ids, n=96):
     new = old.copy()
     new[places] = role(c, 'mask')
     if c.has_generator:
-        embed, row = model.embeddings if c.share != 'none' else model.generator.embeddings, torch.from_numpy(new)[None].to(device)
-        x = (model.encoder if c.share == 'all' else model.generator.encoder)(embed(row))[0, places]               # (K, C)
-        new[places] = sample(model.generator.mlm(x), torch.from_numpy(rng.integers(0, 2 ** 31, len(places))).to(device)).cpu()
+        embed, row = (model.embeddings if c.share != 'none' else model.generator.embeddings,
+                      torch.from_numpy(new)[None].to(device))
+        x = (model.encoder if c.share == 'all' else model.generator.encoder)(embed(row))[0, places]             # (K, C)
+        new[places] = sample(model.generator.mlm(x),
+                             torch.from_numpy(rng.integers(0, 2 ** 31, len(places))).to(device)).cpu()
     else: new[places] = rng.permutation(ids)[:len(places)]
     flags, text, run = replaced(model, torch.from_numpy(new)[None].to(device))[0].cpu().numpy() > 0.5, '', []
-    for a, b, flag in list(zip(old.tolist(), new.tolist(), flags))[1:-1]:  # runs of tokens that need no mark are decoded together
+    # runs of tokens that need no mark are decoded together
+    for a, b, flag in list(zip(old.tolist(), new.tolist(), flags))[1:-1]:
         if a == b and not flag: run.append(b); continue
         word = tokenizer.decode([b]) + ('' if a == b else '|' + tokenizer.decode([a]))
         text, run = text + tokenizer.decode(run) + (f'?{word}?' if a == b else f'[{word}]' if flag else f'({word})'), []
     fake = new != old
-    return (f'{text}{tokenizer.decode(run)}\n    >>> {(fake & flags)[1:-1].sum()} of {fake.sum()} replaced tokens caught: [new|old] caught, (new|old) missed, '
-            f'?token? {(flags & ~fake)[1:-1].sum()} false alarms')
+    return (f'{text}{tokenizer.decode(run)}\n    >>> {(fake & flags)[1:-1].sum()} of {fake.sum()} replaced tokens '
+            f'caught: [new|old] caught, (new|old) missed, ?token? {(flags & ~fake)[1:-1].sum()} false alarms')
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Hugging Face: our names and theirs. Where theirs are several, ours holds their rows one after another. '~' stands for the
-# prefix that a model with a head puts in front of its encoder's names.
+# Hugging Face: our names and theirs. Where theirs are several, ours holds their rows one after another. '~' stands for
+# the prefix that a model with a head puts in front of its encoder's names.
 
 _names = {'embeddings.tokens': '~embeddings.word_embeddings', 'embeddings.positions': '~embeddings.position_embeddings',
-          'embeddings.segments': '~embeddings.token_type_embeddings', 'embeddings.norm': '~embeddings.LayerNorm', 'encoder.project': '~embeddings_project',
-          'blocks': '~encoder.layer.{}.', 'attention.qkv': 'attention.self.query attention.self.key attention.self.value',
-          'attention.out': 'attention.output.dense', 'norm_1': 'attention.output.LayerNorm', 'mlp.up': 'intermediate.dense',
+          'embeddings.segments': '~embeddings.token_type_embeddings', 'embeddings.norm': '~embeddings.LayerNorm',
+          'encoder.project': '~embeddings_project', 'blocks': '~encoder.layer.{}.',
+          'attention.qkv': 'attention.self.query attention.self.key attention.self.value',
+          'attention.out': 'attention.output.dense', 'norm_1': 'attention.output.LayerNorm',
+          'mlp.up': 'intermediate.dense',
           'mlp.down': 'output.dense', 'norm_2': 'output.LayerNorm', 'detector.dense': 'discriminator_predictions.dense',
           'detector.out': 'discriminator_predictions.dense_prediction', 'mlm.head.dense': 'generator_predictions.dense',
           'mlm.head.norm': 'generator_predictions.LayerNorm', 'mlm.decoder': 'generator_lm_head'}
 _heads = {'labelled': ('SequenceClassification', {'pooler': 'classifier.dense', 'classifier': 'classifier.out_proj'}),
           'choice': ('MultipleChoice', {'pooler': 'sequence_summary.summary', 'classifier': 'classifier'}),
-          'tagged': ('TokenClassification', {'classifier': 'classifier'}), 'qa': ('QuestionAnswering', {'classifier': 'qa_outputs'})}
+          'tagged': ('TokenClassification', {'classifier': 'classifier'}),
+          'qa': ('QuestionAnswering', {'classifier': 'qa_outputs'})}
 hf_types = ('electra',)
 
 
@@ -711,86 +766,110 @@ def _their_names(config, name):
 
 def _read(hf, weights):
     """One folder -> Config, state dict of a discriminator or a generator alone, or with a task's head."""
-    if hf.get('model_type') != 'electra': raise ValueError(f'model_type {hf.get("model_type")!r}: electra.py reads electra')
-    fixed = dict(hidden_act='gelu', position_embedding_type='absolute', is_decoder=False, add_cross_attention=False, tie_word_embeddings=True, quantization_config=None)
-    weights = {n.removeprefix('electra.').replace('LayerNorm.gamma', 'LayerNorm.weight').replace('LayerNorm.beta', 'LayerNorm.bias'): w for n, w in weights.items()}
+    if hf.get('model_type') != 'electra':
+        raise ValueError(f'model_type {hf.get("model_type")!r}: electra.py reads electra')
+    fixed = dict(hidden_act='gelu', position_embedding_type='absolute', is_decoder=False, add_cross_attention=False,
+                 tie_word_embeddings=True, quantization_config=None)
+    weights = {n.removeprefix('electra.').replace('LayerNorm.gamma', 'LayerNorm.weight')
+                .replace('LayerNorm.beta', 'LayerNorm.bias'): w for n, w in weights.items()}
     suffix = (hf.get('architectures') or [''])[0].rpartition('For')[2]
     kind = next((k for k, (theirs, _) in _heads.items() if theirs == suffix), 'text')
     if kind == 'choice': fixed.update(summary_type='first', summary_use_proj=True, summary_activation='gelu')
     for key, value in fixed.items():
-        if hf.get(key, value) != value: raise ValueError(f'{key}={hf[key]!r} in config.json: electra.py knows only {value!r}')
+        if hf.get(key, value) != value:
+            raise ValueError(f'{key}={hf[key]!r} in config.json: electra.py knows only {value!r}')
     masked, found = 'generator_predictions.dense.weight' in weights, 'discriminator_predictions.dense.weight' in weights
     if kind == 'text' and not masked and not found: kind = 'none'
     try:
-        config = Config(vocab_size=hf['vocab_size'], n_layer=hf['num_hidden_layers'], n_head=hf['num_attention_heads'], n_embd=hf['hidden_size'], n_hidden=hf['intermediate_size'],
-                        embed_dim=hf['embedding_size'], block_size=hf['max_position_embeddings'], n_segments=hf.get('type_vocab_size', 2),
-                        norm_eps=hf.get('layer_norm_eps', 1e-12), init_std=hf.get('initializer_range', 0.02), dropout=float(hf.get('hidden_dropout_prob', 0.1)),
+        config = Config(vocab_size=hf['vocab_size'], n_layer=hf['num_hidden_layers'], n_head=hf['num_attention_heads'],
+                        n_embd=hf['hidden_size'], n_hidden=hf['intermediate_size'], embed_dim=hf['embedding_size'],
+                        block_size=hf['max_position_embeddings'], n_segments=hf.get('type_vocab_size', 2),
+                        norm_eps=hf.get('layer_norm_eps', 1e-12), init_std=hf.get('initializer_range', 0.02),
+                        dropout=float(hf.get('hidden_dropout_prob', 0.1)),
                         attention_dropout=float(hf.get('attention_probs_dropout_prob', 0.1)),
                         pad_id=hf.get('pad_token_id') or 0, kind=kind, generator_size=0.0,
-                        objective='mlm' if kind == 'text' and masked and (suffix != 'PreTraining' or not found) else 'electra')
+                        objective='mlm' if kind == 'text' and masked and (suffix != 'PreTraining' or not found)
+                        else 'electra')
     except KeyError as e: raise ValueError(f'config.json of an electra lacks {e}') from None
     if kind in ('labelled', 'tagged'):
         names, classifier = hf.get('id2label') or {}, weights.get(_their_names(config, 'classifier.weight')[0], ())
         config.n_labels = len(classifier) if len(classifier) > 1 else 0
-        config.labels = json.dumps([names.get(str(i), names.get(i, f'LABEL_{i}')) for i in range(config.n_labels)]) if config.n_labels else ''
+        config.labels = (json.dumps([names.get(str(i), names.get(i, f'LABEL_{i}')) for i in range(config.n_labels)])
+                         if config.n_labels else '')
     state, used = {}, set()
     with torch.device('meta'): shapes = {name: p.shape for name, p in Model(config).state_dict().items()}
     for name, shape in shapes.items():
-        theirs = [n.replace('~', '') for n in _their_names(config, 'embeddings.tokens.weight' if name == 'mlm.decoder.weight' else name)]
+        theirs = [n.replace('~', '') for n in
+                  _their_names(config, 'embeddings.tokens.weight' if name == 'mlm.decoder.weight' else name)]
         if missing := [n for n in theirs if n not in weights]:
-            raise ValueError(f'electra weights lack {missing[0]}: they have {len(weights)} tensors, such as {next(iter(weights), None)}')
+            raise ValueError(f'electra weights lack {missing[0]}: '
+                             f'they have {len(weights)} tensors, such as {next(iter(weights), None)}')
         w = torch.cat([weights[n] for n in theirs])
         if w.shape != shape: raise ValueError(f'{theirs[0]} gives {tuple(w.shape)}, config.json says {tuple(shape)}')
         state[name], used = w.contiguous(), used | set(theirs)
-    spare = ('embeddings.position_ids', 'embeddings.token_type_ids', 'generator_lm_head.weight')     # constants, and a tied copy
-    heads = ('discriminator_predictions.', 'generator_', 'classifier.', 'sequence_summary.', 'qa_outputs.')  # when ours is another
+    # what may be left over: constants and a tied copy; heads when ours is another
+    spare = ('embeddings.position_ids', 'embeddings.token_type_ids', 'generator_lm_head.weight')
+    heads = ('discriminator_predictions.', 'generator_', 'classifier.', 'sequence_summary.', 'qa_outputs.')
     if unknown := [n for n in weights if n not in used and n not in spare and not n.startswith(heads)]:
         raise ValueError(f'electra weights hold {unknown[0]}, which config.json does not explain')
     return config, state
 
 
 def from_hf(hf_config, weights):
-    """config.json and tensors by name, as save_pretrained writes them -> Config, state dict. One folder holds one model: a
-    discriminator or encoder (generator_size=0, which is enough to fine-tune), a task's model, or a generator (objective=mlm). Of
-    our two-model export, hf_config['generator'] is the generator's config.json, and its tensors are named 'generator/...'."""
+    """config.json and tensors by name, as save_pretrained writes them -> Config, state dict. One folder holds one
+    model: a discriminator or encoder (generator_size=0, which is enough to fine-tune), a task's model, or a generator
+    (objective=mlm). Of our two-model export, hf_config['generator'] is the generator's config.json, and its tensors are
+    named 'generator/...'."""
     theirs = {n.removeprefix('generator/'): w for n, w in weights.items() if n.startswith('generator/')}
     config, state = _read(hf_config, {n: w for n, w in weights.items() if not n.startswith('generator/')})
     if not theirs or config.kind != 'text' or config.objective != 'electra': return config, state
     small, other = _read(hf_config['generator'], theirs)
-    equal = lambda part: all(torch.equal(state[n], other[n]) if n in other else False for n in state if n.startswith(part))
-    config = dataclasses.replace(config, generator_size=small.n_embd / config.n_embd, generator_heads=small.n_head, generator_layers=small.n_layer,
-                                 share='none' if not equal('embeddings.') else 'all' if equal('encoder.') else 'embeddings')
+    equal = lambda part: all(torch.equal(state[n], other[n]) if n in other else False
+                             for n in state if n.startswith(part))
+    config = dataclasses.replace(config, generator_size=small.n_embd / config.n_embd, generator_heads=small.n_head,
+                                 generator_layers=small.n_layer, share='none' if not equal('embeddings.')
+                                 else 'all' if equal('encoder.') else 'embeddings')
     if (expected := generator_config(config)) != small:
         name = next(f.name for f in dataclasses.fields(Config) if getattr(small, f.name) != getattr(expected, f.name))
-        raise ValueError(f'the generator has {name}={getattr(small, name)}, beside this discriminator electra.py expects {getattr(expected, name)}')
-    own = ('mlm.', *(('encoder.',) if config.share != 'all' else ()), *(('embeddings.',) if config.share == 'none' else ()))
+        raise ValueError(f'the generator has {name}={getattr(small, name)}, '
+                         f'beside this discriminator electra.py expects {getattr(expected, name)}')
+    own = ('mlm.', *(('encoder.',) if config.share != 'all' else ()),
+           *(('embeddings.',) if config.share == 'none' else ()))
     return config, state | {'generator.' + n: w for n, w in other.items() if n.startswith(own)}
 
 
 def _write(c, state):
     """Config and state dict of one model -> config.json as a dict, tensors by name."""
     if c.activation != 'gelu' or c.gated or not c.n_segments:
-        raise ValueError(f'transformers has no electra with activation={c.activation}, gated={c.gated}, n_segments={c.n_segments}: only gelu, not gated, with segments')
-    suffix = {'text': 'PreTraining' if c.has_detector else 'MaskedLM', 'none': ''}.get(c.kind) if c.kind not in _heads else _heads[c.kind][0]
-    hf = dict(architectures=['Electra' + ('For' + suffix if suffix else 'Model')], model_type='electra', vocab_size=c.vocab_size, embedding_size=c.embed, hidden_size=c.n_embd,
-              num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, intermediate_size=c.hidden, hidden_act='gelu', hidden_dropout_prob=c.dropout,
-              attention_probs_dropout_prob=c.attention_dropout, max_position_embeddings=c.block_size, type_vocab_size=c.n_segments, initializer_range=c.init_std,
-              layer_norm_eps=c.norm_eps, pad_token_id=max(0, c.pad_id), summary_type='first', summary_use_proj=True, summary_activation='gelu',
-              summary_last_dropout=c.dropout, tie_word_embeddings=True)
+        raise ValueError(f'transformers has no electra with activation={c.activation}, gated={c.gated}, '
+                         f'n_segments={c.n_segments}: only gelu, not gated, with segments')
+    suffix = ({'text': 'PreTraining' if c.has_detector else 'MaskedLM', 'none': ''}.get(c.kind)
+              if c.kind not in _heads else _heads[c.kind][0])
+    hf = dict(architectures=['Electra' + ('For' + suffix if suffix else 'Model')], model_type='electra',
+              vocab_size=c.vocab_size, embedding_size=c.embed, hidden_size=c.n_embd, num_hidden_layers=c.n_layer,
+              num_attention_heads=c.n_head, intermediate_size=c.hidden, hidden_act='gelu',
+              hidden_dropout_prob=c.dropout, attention_probs_dropout_prob=c.attention_dropout,
+              max_position_embeddings=c.block_size, type_vocab_size=c.n_segments, initializer_range=c.init_std,
+              layer_norm_eps=c.norm_eps, pad_token_id=max(0, c.pad_id), summary_type='first', summary_use_proj=True,
+              summary_activation='gelu', summary_last_dropout=c.dropout, tie_word_embeddings=True)
     if c.kind in ('labelled', 'tagged'):
         labels = json.loads(c.labels) if c.labels else [f'LABEL_{i}' for i in range(max(1, c.n_labels))]
         hf.update(id2label={str(i): n for i, n in enumerate(labels)}, label2id={n: i for i, n in enumerate(labels)},
                   problem_type=None if c.n_labels or c.kind == 'tagged' else 'regression')
     weights = {}
     for name, w in state.items():
-        if name == 'mlm.decoder.weight' or name.startswith('mlm.') and suffix == 'PreTraining': continue  # all-tokens-mlm: its MLM head stays behind
-        names, w = _their_names(c, name), w[:c.vocab_size] if name in ('embeddings.tokens.weight', 'mlm.decoder.bias') else w
-        for n, part in zip(names, w.chunk(len(names))): weights[n.replace('~', 'electra.' if suffix else '')] = part.contiguous().clone()
+        # all-tokens-mlm: its MLM head stays behind
+        if name == 'mlm.decoder.weight' or name.startswith('mlm.') and suffix == 'PreTraining': continue
+        names, w = (_their_names(c, name),
+                    w[:c.vocab_size] if name in ('embeddings.tokens.weight', 'mlm.decoder.bias') else w)
+        for n, part in zip(names, w.chunk(len(names))):
+            weights[n.replace('~', 'electra.' if suffix else '')] = part.contiguous().clone()
     return hf, weights
 
 
 def to_hf(model):
-    """-> config.json as a dict, tensors by name: the discriminator, with the head it has. ValueError if transformers has no such model."""
+    """-> config.json as a dict, tensors by name: the discriminator, with the head it has. ValueError if transformers
+    has no such model."""
     return _write(model.config, {n: w for n, w in model.state_dict().items() if not n.startswith('generator.')})
 
 
@@ -798,7 +877,8 @@ def to_hf_generator(model):
     """The same of the generator, an ElectraForMaskedLM; None if the model has none."""
     if not model.config.has_generator: return None
     state = {n.removeprefix('generator.'): w for n, w in model.state_dict().items() if n.startswith('generator.')}
-    shared = {n: w for n, w in model.state_dict().items() if n.startswith(('embeddings.', 'encoder.') if model.config.share == 'all' else 'embeddings.')}
+    shared = {n: w for n, w in model.state_dict().items()
+              if n.startswith(('embeddings.', 'encoder.') if model.config.share == 'all' else 'embeddings.')}
     return _write(generator_config(model.config), shared | state)
 
 

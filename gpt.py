@@ -3,6 +3,9 @@
     python train.py --model=gpt                               # trains the preset 'small' on Python's standard library
     python sample.py --out_dir=out/gpt --prompt="def main("   # continues your text
 
+    python train.py --model=gpt --init_from=out/gpt --data=instruct     # instruction tuning, on prompts and responses
+    python sample.py --out_dir=out/gpt-instruct --interactive           # a chat
+
 One Config spans the family, because these models differ in a few choices only: where the norm stands, how a position
 is told, what the MLP does. A preset is the smallest difference from the defaults, which are GPT-2 124M.
 
@@ -10,7 +13,9 @@ Papers: GPT-1 Radford et al. 2018, GPT-2 Radford et al. 2019, GPT-3 Brown et al.
 al. 2023 (2304.01373), Llama Touvron et al. 2023 (2302.13971), Llama 3 2024 (2407.21783), Mistral Jiang et al. 2023
 (2310.06825), rotary Su et al. 2021 (2104.09864), ALiBi Press et al. 2021 (2108.12409), squared ReLU So et al. 2021
 (2109.08668), QK-norm Henry et al. 2020 (2010.04245), grouped-query Ainslie et al. 2023 (2305.13245), prefix decoder
-Raffel et al. 2020 (1910.10683, section 3.2.2), multi-token prediction Gloeckle et al. 2024 (2404.19737).
+Raffel et al. 2020 (1910.10683, section 3.2.2), multi-token prediction Gloeckle et al. 2024 (2404.19737), instruction
+tuning Ouyang et al. 2022 (2203.02155, step 1), packing of examples that do not see each other Krell et al. 2021
+(2107.02027).
 
 Where we depart from them: GPT-3's alternating sparse attention is left out, all its layers are dense; dropout is one
 number for embeddings, attention and residuals, as in nanoGPT; every pre-norm model starts from GPT-2's initialisation;
@@ -65,6 +70,7 @@ class Config:
     dropout: float = 0.0         # on embeddings, attention weights and each branch
     init_std: float = 0.02       # standard deviation of the first weights
     # objective
+    kind: str = 'text'           # text | instruct (loss on what the assistant says); train.py takes it from the data
     objective: str = 'next'      # next | prefix: a random prefix is read both ways, the loss is on the rest
     n_predict: int = 1           # tokens predicted at each place: 1 plain, 4 as in Gloeckle et al.
     # speed and memory
@@ -75,7 +81,8 @@ class Config:
     def __post_init__(self):
         for name, choices in (('positions', ('learned', 'sinusoidal', 'rotary', 'alibi', 'none')),
                               ('norm', ('layernorm', 'rmsnorm')), ('activation', tuple(activations)),
-                              ('rope_scaling', ('', 'linear', 'llama3')), ('objective', ('next', 'prefix'))):
+                              ('rope_scaling', ('', 'linear', 'llama3')), ('objective', ('next', 'prefix')),
+                              ('kind', kinds)):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not one of: {" ".join(map(repr, choices))}')
         for name in ('vocab_size', 'vocab_multiple', 'block_size', 'n_layer', 'n_head', 'n_embd', 'n_predict'):
@@ -86,6 +93,10 @@ class Config:
             raise ValueError(f'n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}')
         if self.positions == 'rotary' and self.rotary_width % 2:
             raise ValueError(f'rotary turns pairs, and {self.rotary_width} of a head\'s {self.width} numbers is odd')
+        if self.kind == 'instruct' and (self.objective != 'next' or self.n_predict > 1):
+            raise ValueError('instruction data trains the next token alone: add --objective=next --n_predict=1')
+        if self.n_predict > self.block_size:
+            raise ValueError(f'n_predict={self.n_predict} tokens do not fit block_size={self.block_size}')
         if self.post_norm and self.parallel: raise ValueError('post_norm and parallel exclude each other')
         if unknown := set(self.biases.split()) - {'qkv', 'out', 'mlp', 'norm'}:
             raise ValueError(f'biases={self.biases!r}: {" ".join(sorted(unknown))} is none of: qkv out mlp norm')
@@ -171,12 +182,15 @@ recipes = {
 # objective
 
 likelihood = True  # the loss is that of text, so bits per byte can be told
+kinds = ('text', 'instruct')
 
 
 def batch(draw, config, rng):
     """One micro-batch of running text: ids (B, T) and last the targets (B, T), the token after each place. Between them
     come, for the prefix objective, the lengths of the prefixes (B,), in which targets are -1: no loss; and for
-    multi-token prediction the n_predict - 1 tokens after the last target (B, n_predict - 1)."""
+    multi-token prediction the n_predict - 1 tokens after the last target (B, n_predict - 1). Of instruction data: what
+    `pack` returns."""
+    if config.kind == 'instruct': return pack(draw.examples(), config.block_size)
     T, n = config.block_size, config.n_predict
     tokens = draw(T + n, overlap=n)                                        # (B, T + n)
     ids, targets, between = tokens[:, :T], tokens[:, 1:T + 1], [tokens[:, T + 1:]] if n > 1 else []
@@ -187,21 +201,94 @@ def batch(draw, config, rng):
 
 def count(ids, *rest):
     """Targets of each head: at place t head k predicts token t + k, which is targets[t + k - 1]."""
-    targets, T = np.concatenate([rest[-1], *(a for a in rest[:-1] if a.ndim == 2)], axis=1), ids.shape[1]
+    more = [a for a in rest[:-1] if a.ndim == 2 and a.shape != ids.shape]  # neither prefixes nor positions
+    targets, T = np.concatenate([rest[-1], *more], axis=1), ids.shape[1]
     return tuple(int((targets[:, k:k + T] >= 0).sum()) for k in range(targets.shape[1] - T + 1))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# instruction data
+
+def turns(messages, tokenizer):
+    """The chat template: [{'role': 'system', 'user' or 'assistant', 'content'}] -> for each message the ids of its
+    header and of what is said. The headers are the special tokens <|sentinel_0|>, 1 and 2; in a vocabulary without
+    sentinels (gpt2) the texts "System:", "User:" and "Assistant:" on a line of their own, with an empty line before the
+    next. All begins with the begin-of-text token, or where there is none with end-of-text. What the assistant says ends
+    with end-of-text, so that a tuned model stops by itself. In contents, names of special tokens are plain text: nobody
+    can speak for another. A message without content is a header alone."""
+    eot, roles, special = tokenizer.eot, ('system', 'user', 'assistant'), len(tokenizer.sentinels) >= 3
+    if eot is None:
+        raise ValueError(f'the vocabulary {tokenizer.name} has no end-of-text token, which ends a response: '
+                         'use one that has it, such as --tokenizer=bpe')
+    head = [eot if getattr(tokenizer, 'bos', None) is None else tokenizer.bos]
+    for m in messages:
+        role = m['role']
+        head += [tokenizer.sentinels[roles.index(role)]] if special else tokenizer.encode(role.title() + ':\n')
+        end = [eot] if role == 'assistant' else [] if special else tokenizer.encode('\n\n')
+        yield head, [*tokenizer.encode(m['content']), *end] if 'content' in m else []
+        head = []
+
+
+def chat(messages, tokenizer, config):
+    """Messages as `turns` has them -> ids, up to where the assistant speaks next"""
+    return [i for parts in turns([*messages, dict(role='assistant')], tokenizer) for part in parts for i in part]
+
+
+def encode(example, tokenizer, config):
+    """{"prompt", "response"} or {"messages"} -> [{'ids', 'targets'}], lists of up to block_size. Targets are -1 but for
+    what the assistant says and the end-of-text after it. Where it is too long, what is before the last response loses
+    its beginning, down to half of block_size, and then the response its end. ValueError if a response is missing."""
+    messages = example['messages'] if 'messages' in example else [
+        dict(role=role, content=example.get(name)) for role, name in (('user', 'prompt'), ('assistant', 'response'))]
+    spoken = [i for i, m in enumerate(messages) if m['role'] == 'assistant']
+    texts = [isinstance(m['content'], str) and (m['role'] != 'assistant' or m['content'].strip()) for m in messages]
+    if not spoken or not all(texts):
+        raise ValueError(f'{str(example)[:100]}: a text is missing, or a response is empty; expected {{"prompt", '
+                         '"response"} or {"messages"} in which the assistant says something')
+    ids, targets, T = [], [], config.block_size
+    for message, (head, said) in zip(messages[:spoken[-1] + 1], turns(messages, tokenizer)):
+        start = len(ids) + len(head)                                       # at the end: of the last response
+        ids += head + said
+        targets += [-1] * len(head) + (said if message['role'] == 'assistant' else [-1] * len(said))
+    cut = max(0, start - max(T + 1 - (len(ids) - start), T // 2, 1))
+    return [dict(ids=ids[cut:cut + T + 1][:-1], targets=targets[cut:cut + T + 1][1:])]
+
+
+def pack(examples, T):
+    """Several examples in a row, first-fit, the longest first -> ids, positions, targets, (R, W) each. Positions begin
+    at 0 in each example, and in the empty end of a row: that is how the model tells them apart. W is what the longest
+    example needs, in steps of 64, or 2, 4, .. times that, up to T: whichever takes the fewest places."""
+    def fit(W):
+        rows = []                                                          # [free places, examples]
+        for e in sorted(examples, key=lambda e: -len(e['ids'])):
+            row = next((row for row in rows if row[0] >= len(e['ids'])), None)
+            if row is None: rows.append(row := [W, []])
+            row[0] -= len(e['ids'])
+            row[1].append(e)
+        return rows
+    least = -(-max(len(e['ids']) for e in examples) // 64) * 64
+    packed = {W: fit(W) for W in sorted({min(T, least << k) for k in range(8)})}
+    W = min(packed, key=lambda W: len(packed[W]) * W)
+    arrays = np.zeros((3, len(packed[W]), W), np.int64)
+    for r, (free, row) in enumerate(packed[W]):
+        row = [*row, dict(ids=[0] * free, targets=[-1] * free)]
+        arrays[:, r] = np.hstack([np.array((e['ids'], range(len(e['ids'])), e['targets']), np.int64) for e in row])
+    return tuple(arrays)
+
+
+def predict(model, arrays, examples, tokenizer): return []                 # responses are judged by their loss alone
 
 # ---------------------------------------------------------------------------------------------------------------------
 # positions. Computed in fp32 from the positions, once a forward pass, and never stored: a buffer would be cast by
 # model.bfloat16() and lost on the meta device, and its length would bound the text.
 
 def sinusoidal(positions, width):
-    """Attention Is All You Need, 3.5: sin(p / 10000^(2i/C)) at 2i, the cosine at 2i + 1. (T,) -> (T, C)"""
-    angle = positions[:, None] * 1e4 ** (-torch.arange(0, width, 2, device=positions.device).float() / width)
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :width]
+    """Attention Is All You Need, 3.5: sin(p / 10000^(2i/C)) at 2i, the cosine at 2i + 1. (..., T) -> (..., T, C)"""
+    angle = positions[..., None] * 1e4 ** (-torch.arange(0, width, 2, device=positions.device).float() / width)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :width]
 
 
 def rotary(config, positions):
-    """Cosine and sine of every pair's angle. (T,) -> two of (T, 1, R/2), for R = rotary_width"""
+    """Cosine and sine of every pair's angle. (..., T) -> two of (..., T, 1, R/2), for R = rotary_width"""
     R = config.rotary_width
     freq = config.rope_theta ** (-torch.arange(0, R, 2, device=positions.device).float() / R)  # theta^(-2i/R)
     if config.rope_scaling == 'linear': freq = freq / config.rope_factor
@@ -209,7 +296,7 @@ def rotary(config, positions):
         turns = config.rope_original * freq / (2 * math.pi)
         kept = ((turns - config.rope_low) / (config.rope_high - config.rope_low)).clamp(0, 1)
         freq = freq * (kept + (1 - kept) / config.rope_factor)
-    angle = positions[:, None, None].float() * freq
+    angle = positions[..., None, None].float() * freq
     return angle.cos(), angle.sin()
 
 
@@ -229,15 +316,20 @@ def alibi_slopes(n_head, device=None):
 
 
 def attention_mask(config, queries, keys, prefix=None):
-    """Who sees whom, by positions (T,) and (S,): bool (B or 1, 1, T, S), or with ALiBi its bias, -inf where blind."""
-    distance = queries[:, None] - keys                                     # (T, S)
-    see = (distance >= 0)[None]
+    """Who sees whom, by positions (T,) and (S,): bool (B or 1, 1, T, S), or with ALiBi its bias, -inf where blind.
+    Positions (B, T), for both the same, begin again at 0 in each of several texts of a row, which are blind to each
+    other."""
+    distance = queries[..., None] - keys[..., None, :]                     # (T, S) or (B, T, S)
+    see = (distance >= 0).view(-1, *distance.shape[-2:])
+    if queries.ndim == 2:
+        text = (queries == 0).cumsum(-1)                                   # (B, T): its number in the row
+        see = see & (text[:, :, None] == text[:, None])
     if prefix is not None:  # two tokens of the prefix see each other both ways
         see = see | ((queries < prefix.view(-1, 1))[:, :, None] & (keys < prefix.view(-1, 1))[:, None])
     if config.window: see = see & (distance.abs() < config.window)
     see = see[:, None]                                                     # (B or 1, 1, T, S)
     if config.positions != 'alibi': return see
-    bias = -alibi_slopes(config.n_head, keys.device)[:, None, None] * distance.abs()   # (H, T, S)
+    bias = -alibi_slopes(config.n_head, keys.device)[:, None, None] * distance.abs().unsqueeze(-3)  # (.., H, T, S)
     return bias.masked_fill(~see, -math.inf)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -369,25 +461,26 @@ class Model(nn.Module):
 
     def enter(self, ids, positions, keys, prefix):
         """What the first block gets: x (B, T, C), and what all share: cosine and sine, mask. positions: (T,) of the
-        tokens, keys: (S,) of what they may see."""
+        tokens, or (B, T) of packed ones, keys: (S,) of what they may see."""
         c, T, x = self.config, ids.size(1), self.tokens(ids)
         if c.positions == 'learned': x = x + self.positions(positions)
         if c.positions == 'sinusoidal':  # Attention Is All You Need, 3.4: the table times sqrt(C)
             x = x * math.sqrt(c.n_embd) + sinusoidal(positions, c.n_embd).to(x.dtype)
         if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        causal = keys is positions and prefix is None and c.positions != 'alibi' and not 0 < c.window < T
+        plain = c.positions != 'alibi' and not 0 < c.window < T and positions.ndim == 1
         return (self.drop(x), rotary(c, positions) if c.positions == 'rotary' else None,
-                None if causal else attention_mask(c, positions, keys, prefix))
+                None if plain and keys is positions and prefix is None else attention_mask(c, positions, keys, prefix))
 
     def run(self, block, *inputs):
         if not (self.config.checkpoint_activations and self.training): return block(*inputs)
         return checkpoint(block, *inputs, use_reentrant=False)
 
-    def trunk(self, ids, prefix=None):
-        """All blocks but the last. ids: (B, T), prefix: (B,) or None -> x (B, T, C), turn, mask"""
+    def trunk(self, ids, prefix=None, positions=None):
+        """All blocks but the last. ids: (B, T), prefix: (B,) or None, positions: (B, T) of packed examples, or None
+        -> x (B, T, C), turn, mask"""
         self.check_length(ids.size(1))
-        positions = torch.arange(ids.size(1), device=ids.device)
+        if positions is None: positions = torch.arange(ids.size(1), device=ids.device)
         x, turn, mask = self.enter(ids, positions, positions, prefix)
         for block in self.blocks[:-1]: x = self.run(block, x, turn, mask)
         return x, turn, mask
@@ -414,10 +507,12 @@ class Model(nn.Module):
         a batch add up to the loss of the whole. In eval mode only head 1 counts, so that the validation loss of
         multi-token prediction is that of the next token."""
         c, T = self.config, ids.size(1)
-        if len(rest) != 1 + (c.objective == 'prefix') + (c.n_predict > 1):
-            raise ValueError(f'{1 + len(rest)} arrays do not fit objective={c.objective} and n_predict={c.n_predict}')
+        if len(rest) != 1 + (c.objective == 'prefix') + (c.n_predict > 1) + (c.kind == 'instruct'):
+            raise ValueError(f'{1 + len(rest)} arrays do not fit kind={c.kind}, objective={c.objective} and '
+                             f'n_predict={c.n_predict}')
         targets = torch.cat((rest[-1], rest[-2]), dim=1) if c.n_predict > 1 else rest[-1]  # (B, T + n_predict - 1)
-        x, turn, mask = self.trunk(ids, rest[0] if c.objective == 'prefix' else None)
+        given = {'prefix': c.objective == 'prefix', 'positions': c.kind == 'instruct'}
+        x, turn, mask = self.trunk(ids, **{name: rest[0] for name, on in given.items() if on})
         heads, losses = [self.blocks[-1], *self.extra] if self.training else [self.blocks[-1]], []
         for k, block in enumerate(heads):
             y = targets[:, k:k + T]                                        # (B, T): token t + k for heads k = 1, 2, ..
@@ -426,9 +521,9 @@ class Model(nn.Module):
             losses.append(loss / ((y >= 0).sum().clamp(min=1) if totals is None else totals[k]))
         return sum(losses) / len(losses), {'next_loss': losses[0].detach()} if len(losses) > 1 else {}
 
-    def logits(self, ids, prefix=None):
+    def logits(self, ids, prefix=None, positions=None):
         """ids (B, T) -> (B, T, V)"""
-        x, turn, mask = self.trunk(ids, prefix)
+        x, turn, mask = self.trunk(ids, prefix, positions)
         return self.head(self.norm(self.blocks[-1](x, turn, mask)))[..., :self.config.vocab_size]
 
     def cache(self, rows, length):
@@ -462,19 +557,24 @@ class Model(nn.Module):
 
 @torch.no_grad()
 def show(model, tokenizer, ids, n_prompt=24, n_new=72, temperature=0.8):
-    """The first tokens of ids and the model's own continuation, as text."""
-    training, device = model.training, model.tokens.weight.device
-    n_prompt = min(n_prompt, len(ids), max(1, model.config.block_size // 2))
-    n_new, rng = min(n_new, model.config.block_size - n_prompt), torch.Generator().manual_seed(0)
-    prompt = torch.as_tensor(np.asarray(ids[:n_prompt], dtype=np.int64))[None]
+    """The first tokens of ids and the model's own continuation, as text. Of instruction data, where ids are examples:
+    two prompts and the likeliest responses."""
+    training, device, T, lines = model.training, model.tokens.weight.device, model.config.block_size, []
+    rng, answers = torch.Generator().manual_seed(0), model.config.kind == 'instruct'
+    prompts = [ids[:min(n_prompt, max(1, T // 2))]]
+    if answers: prompts = [e['ids'][:1 + next(t for t, y in enumerate(e['targets']) if y >= 0)] for e in ids[:2]]
     model.eval()
-    cache, next, new = model.cache(1, n_prompt + n_new), prompt, []
-    for _ in range(n_new):
-        p = F.softmax(model.step(next.to(device), cache).float().cpu() / temperature, dim=-1)
-        next = torch.multinomial(p, 1, generator=rng)                      # (1, 1)
-        new.append(next.item())
+    for prompt in prompts:
+        prompt = np.asarray(prompt[-max(1, T // 2, T - n_new):], np.int64)
+        cache, next_ids, new = model.cache(1, min(T, len(prompt) + n_new)), torch.from_numpy(prompt)[None], []
+        for _ in range(min(n_new, T - len(prompt))):
+            p = F.softmax(model.step(next_ids.to(device), cache).float().cpu() / temperature, dim=-1)
+            next_ids = p.argmax(-1, keepdim=True) if answers else torch.multinomial(p, 1, generator=rng)  # (1, 1)
+            if answers and next_ids.item() == tokenizer.eot: break
+            new.append(next_ids.item())
+        lines.append(f'{tokenizer.decode(prompt.tolist())} >>> {tokenizer.decode(new)}')
     model.train(training)
-    return f'{tokenizer.decode(prompt[0].tolist())} >>> {tokenizer.decode(new)}'
+    return '\n'.join(lines)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Hugging Face. Modules by our name and theirs; where theirs are several, ours holds their rows one after another.

@@ -1,24 +1,25 @@
 """Low-rank adapters (LoRA) around any of the models: the base stays as it is, a few small matrices learn.
 
-    python train.py --init_from=out/gpt --data=my.txt --out_dir=out/mine --lora_rank=8     # learns; out/mine holds them alone
+    python train.py --init_from=out/gpt --data=my.txt --out_dir=out/mine --lora_rank=8     # out/mine holds them alone
     python sample.py --out_dir=out/gpt --lora=out/mine --prompt="def main("
 
 From Python: `lora.wrap(model, rank=8, alpha=16)` after the weights are loaded and before torch.compile, DDP and the
-optimizer; then train; `lora.save(model, folder)` writes what peft reads, `lora.load(model, folder)` reads ours and peft's.
-Several adapters may lie on one base under different names, `lora.use(model, name)` switches between them, '' is the base.
-`lora.merge(model)` adds the product into the weights, `lora.unmerge(model)` puts the old ones back, bit for bit, and
-`lora.merge(model, unload=True)` leaves a plain model. Nothing else does: train() and eval() are torch's own.
+optimizer; then train; `lora.save(model, folder)` writes what peft reads, `lora.load(model, folder)` reads ours and
+peft's. Several adapters may lie on one base under different names, `lora.use(model, name)` switches between them, '' is
+the base. `lora.merge(model)` adds the product into the weights, `lora.unmerge(model)` puts the old ones back, bit for
+bit, and `lora.merge(model, unload=True)` leaves a plain model. Nothing else does: train() and eval() are torch's own.
 
-A model calls its layers and never reads their weights, so a layer is wrapped where it stands: its class changes, its name,
-its weight and its place among the modules do not. Grouped projections (qkv, kv, gate and up) have a `.parts`; each part is
-adapted by itself. The weights of all of them lie in one pair: A, the (r, I) of each below one another, and B, the rows (r)
-of each below one another, which `wide` puts at their own columns. So an input is multiplied twice however many parts.
+A model calls its layers and never reads their weights, so a layer is wrapped where it stands: its class changes, its
+name, its weight and its place among the modules do not. Grouped projections (qkv, kv, gate and up) have a `.parts`;
+each part is adapted by itself. The weights of all of them lie in one pair: A, the (r, I) of each below one another, and
+B, the rows (r) of each below one another, which `wide` puts at their own columns. So an input is multiplied twice
+however many parts.
 
 Papers: LoRA Hu et al. 2021 (2106.09685), rank-stabilised scaling Kalajdzievski 2023 (2312.03732), DoRA Liu et al. 2024
 (2402.09353), frozen weights in few bits Dettmers et al. 2023 (2305.14314).
 
-Where we depart from them: DoRA's dropout is on the low-rank branch alone; 8-bit weights are plain int8 with a scale for each
-row (QLoRA has 4-bit floats); what parts of a grouped projection share is one dropout mask.
+Where we depart from them: DoRA's dropout is on the low-rank branch alone; 8-bit weights are plain int8 with a scale for
+each row (QLoRA has 4-bit floats); what parts of a grouped projection share is one dropout mask.
 
 Letters: I inputs and O outputs of a layer, r rank, n adapted parts of a layer.
 """
@@ -31,15 +32,17 @@ from torch.nn import functional as F
 # ---------------------------------------------------------------------------------------------------- layers
 
 class Adapter(nn.Module):
-    """The numbers of one adapter at one layer. spans: the rows of the layer that it adapts, [[first, end], ...], n of them."""
+    """One adapter's numbers at one layer. spans: the layer's rows that it adapts, [[first, end], ...], n of them."""
     def __init__(self, layer, spans, rank, scale, dropout=0.0, dora=False):
         super().__init__()
         W = layer.weight.detach()
-        self.spans, self.rank, self.scale, self.dropout, self.outputs = [list(s) for s in spans], rank, scale, dropout, len(W)
-        new = lambda *shape: nn.Parameter(torch.zeros(shape, dtype=torch.promote_types(W.dtype, torch.float32), device=W.device))
+        self.spans, self.rank, self.scale, self.dropout, self.outputs = (
+            [list(s) for s in spans], rank, scale, dropout, len(W))
+        new = lambda *shape: nn.Parameter(torch.zeros(shape, dtype=torch.promote_types(W.dtype, torch.float32),
+                                                      device=W.device))
         self.A, self.B = new(len(spans) * rank, W.size(1)), new(len(self.rows()), rank)        # (n r, I), (rows, r)
         self.m = nn.Parameter(W.to(self.A.dtype).norm(dim=1)[self.rows()]) if dora else None   # (rows,): DoRA, eq. 5
-        nn.init.kaiming_uniform_(self.A, math.sqrt(5))                     # U(-1/sqrt(I), 1/sqrt(I)); B = 0: it starts as the base
+        nn.init.kaiming_uniform_(self.A, math.sqrt(5))                     # U(-1, 1)/sqrt(I); B = 0: starts as the base
 
     def rows(self): return torch.cat([torch.arange(a, b) for a, b in self.spans])
 
@@ -57,7 +60,8 @@ class Adapter(nn.Module):
         y = layer.product(x, layer.bias if self.m is None else None)
         if self.m is None: return y + z.to(y.dtype)
         with torch.no_grad(): V = self.total(layer.weight)                 # 4.3: its norm is a constant of the gradient
-        return ((y + z) * self.gain(V) + (0 if layer.bias is None else layer.bias)).to(y.dtype)  # m (W x + s B A x) / ||V||
+        # m (W x + s B A x) / ||V||
+        return ((y + z) * self.gain(V) + (0 if layer.bias is None else layer.bias)).to(y.dtype)
 
     def total(self, W):
         """eq. 3: W + s B A, in fp32 (O, I)"""
@@ -73,8 +77,8 @@ class Adapter(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A linear layer with adapters, of which `active` names the one that counts; a frozen layer may have none. `kept` is
-    the base's matrix while an adapter is merged into the layer's."""
+    """A linear layer with adapters, of which `active` names the one that counts; a frozen layer may have none. `kept`
+    is the base's matrix while an adapter is merged into the layer's."""
     def product(self, x, bias): return F.linear(x, self.weight, bias)
 
     def adapter(self): return self.lora[self.active] if self.active in self.lora else None
@@ -108,12 +112,14 @@ class Held(Linear):
 
     def product(self, x, bias):
         device = x.device.type
-        y = Spread.apply(x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x, self.packed, self.scale)
+        y = Spread.apply(x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x,
+                         self.packed, self.scale)
         return y if bias is None else y + bias.to(y.dtype)
 
 
 def become(layer):
-    if type(layer) is nn.Linear: layer.__class__, layer.lora, layer.active, layer.kept = Linear, nn.ModuleDict(), '', None
+    if type(layer) is nn.Linear:
+        layer.__class__, layer.lora, layer.active, layer.kept = Linear, nn.ModuleDict(), '', None
     return layer
 
 
@@ -132,9 +138,10 @@ def unpack(layer, W):
 
 
 def hold(model, bits):
-    """Keeps the frozen linear layers of the blocks in 16 bits (bf16) or 8 (int8). Tables, norms and heads stay as they are."""
+    """Keeps the frozen linear layers of the blocks in 16 bits (bf16) or 8 (int8); not tables, norms and heads."""
     for name, layer in linears(model).items():
-        if type(layer) is Held or layer.weight.requires_grad or name not in inside(model) or shared(model, layer.weight): continue
+        if (type(layer) is Held or layer.weight.requires_grad or name not in inside(model)
+                or shared(model, layer.weight)): continue
         W = become(layer).weight.detach()
         scale = W.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127                # (O, 1)
         pack(layer, *((W.bfloat16(),) if bits == 16 else ((W / scale).round().to(torch.int8), scale)))
@@ -146,7 +153,8 @@ def adapted(model): return {n: m for n, m in model.named_modules() if isinstance
 
 def inside(model):
     """Names of all that lies in the blocks."""
-    return {f'{n}.{inner}' for n, m in model.named_modules() if isinstance(m, nn.ModuleList) for inner, _ in m.named_modules()}
+    return {f'{n}.{inner}' for n, m in model.named_modules() if isinstance(m, nn.ModuleList)
+            for inner, _ in m.named_modules()}
 
 def shared(model, p): return sum(q is p for m in model.modules() for q in m._parameters.values()) > 1
 
@@ -159,33 +167,42 @@ def parted(layer):
 
 
 def matching(model, match):
-    """'q,v' -> {name of a layer: [rows of each adapted part]}. A word names a part (q), a layer (out, or qkv: its parts as
-    one), or more of the way there (cross.q, blocks.0.mlp.down); 'all' is every part of every linear layer in the blocks."""
+    """'q,v' -> {name of a layer: [rows of each adapted part]}. A word names a part (q), a layer (out, or qkv: its parts
+    as one), or more of the way there (cross.q, blocks.0.mlp.down); 'all' is every part of every linear layer in the
+    blocks."""
     layers, found, names = linears(model), collections.defaultdict(list), {}
     for n, layer in layers.items():
-        names.update({'.'.join([*n.split('.')[:-1], part or n.split('.')[-1]]): (n, span) for part, span in parted(layer).items()})
+        names.update({'.'.join([*n.split('.')[:-1], part or n.split('.')[-1]]): (n, span)
+                      for part, span in parted(layer).items()})
         names.setdefault(n, (n, [0, layer.out_features]))                  # unless a part has the layer's own name: up
     for word in filter(None, (w.strip() for w in match.split(','))):
         chosen = [hit for name, hit in names.items() if f'.{name}'.endswith(f'.{word}')]
-        if word == 'all': chosen = [(n, span) for n in layers if n in inside(model) for span in parted(layers[n]).values()]
-        if not chosen: raise ValueError(
-            f'match={word!r} fits no linear layer: this model has {", ".join(dict.fromkeys(n.split(".")[-1] for n in names))}; all takes those of the blocks')
+        if word == 'all':
+            chosen = [(n, span) for n in layers if n in inside(model) for span in parted(layers[n]).values()]
+        if not chosen:
+            raise ValueError(f'match={word!r} fits no linear layer: this model has '
+                             f'{", ".join(dict.fromkeys(n.split(".")[-1] for n in names))}; '
+                             'all takes those of the blocks')
         for n, span in chosen:
-            if shared(model, layers[n].weight): raise ValueError(
-                f'{n}: its matrix is the table of tokens too, and an adapter on one of the two would tear them apart: leave {word!r} out, or untie them')
+            if shared(model, layers[n].weight):
+                raise ValueError(f'{n}: its matrix is the table of tokens too, and an adapter on one of the two would '
+                                 f'tear them apart: leave {word!r} out, or untie them')
             if span not in found[n]: found[n].append(span)
     if not found: raise ValueError(f'match={match!r} names no layer: try q,v or all')
     for n, spans in found.items():
         spans.sort()
-        if any(a[1] > b[0] for a, b in zip(spans, spans[1:])): raise ValueError(f'{match!r} has {n} as a whole and its parts too: name one or the other')
+        if any(a[1] > b[0] for a, b in zip(spans, spans[1:])):
+            raise ValueError(f'{match!r} has {n} as a whole and its parts too: name one or the other')
     return dict(found)
 
-# ---------------------------------------------------------------------------------------------------- wrap, switch, merge
+# -------------------------------------------------------------------------------------------------- wrap, switch, merge
 
-def wrap(model, rank=8, alpha=16.0, match='q,v', dropout=0.0, rslora=False, dora=False, name='default', train='', bits=0):
-    """h = W x + (alpha / rank) B A x (LoRA, eq. 3) on the layers that match; all else is frozen. rslora: alpha / sqrt(rank).
-    train: names of modules or parameters that are trained whole and saved with the adapter, such as a new classifier. bits: 8
-    or 16 hold the frozen layers of the blocks in so many bits. -> the model, adapter `name` active."""
+def wrap(model, rank=8, alpha=16.0, match='q,v', dropout=0.0, rslora=False, dora=False, name='default', train='',
+         bits=0):
+    """h = W x + (alpha / rank) B A x (LoRA, eq. 3) on the layers that match; all else is frozen. rslora: alpha /
+    sqrt(rank). train: names of modules or parameters that are trained whole and saved with the adapter, such as a new
+    classifier. bits: 8 or 16 hold the frozen layers of the blocks in so many bits. -> the model, adapter `name`
+    active."""
     if rank < 1: raise ValueError(f'rank={rank}: expected 1 or more')
     if bits not in (0, 8, 16): raise ValueError(f'bits={bits}: expected 8 (int8), 16 (bf16) or 0, the base as it is')
     if not 0 <= dropout < 1: raise ValueError(f'dropout={dropout}: expected 0 or more and under 1')
@@ -201,7 +218,9 @@ def heads(model, train):
     found = []
     for word in filter(None, (w.strip() for w in train.split(','))):
         found += (hits := [n for n, _ in model.named_parameters() if f'{n}.'.startswith(f'{word}.')])
-        if not hits: raise ValueError(f'train={train!r}: the model has no {word!r}; it has {", ".join(n for n, _ in model.named_children())}')
+        if not hits:
+            raise ValueError(f'train={train!r}: the model has no {word!r}; '
+                             f'it has {", ".join(n for n, _ in model.named_children())}')
     return found
 
 
@@ -209,20 +228,28 @@ kinds = {'lora': Adapter}                                                  # ada
 
 
 def attach(model, name, layers, heads=(), kind='lora', rslora=False, **how):
-    """Puts a new adapter on a model. layers: {name: dict(spans, rank, scale)}, heads: names of the parameters trained whole,
-    how: what the kind of adapter takes besides."""
-    params, have = dict(model.named_parameters()), getattr(model, 'lora', dict(active='', adapters={'': dict(heads={})}))
-    if merged(model): raise ValueError(f'adapter {model.lora["active"]!r} is merged into the weights: lora.unmerge(model) first')
-    if kind not in kinds: raise ValueError(f'an adapter of the kind {kind!r}: lora.py knows {", ".join(kinds)}; others need `import adapters`')
+    """Puts a new adapter on a model. layers: {name: dict(spans, rank, scale)}, heads: names of the parameters trained
+    whole, how: what the kind of adapter takes besides."""
+    params, have = (dict(model.named_parameters()),
+                    getattr(model, 'lora', dict(active='', adapters={'': dict(heads={})})))
+    if merged(model):
+        raise ValueError(f'adapter {model.lora["active"]!r} is merged into the weights: lora.unmerge(model) first')
+    if kind not in kinds:
+        raise ValueError(f'an adapter of the kind {kind!r}: lora.py knows {", ".join(kinds)}; '
+                         'others need `import adapters`')
     if name in have['adapters']: raise ValueError(f'the model has an adapter {name!r}: give another name')
-    if not re.fullmatch(r'\w+', name) or hasattr(nn.ModuleDict, name): raise ValueError(f'adapter {name!r}: expected a name of letters, digits and _')
-    if tied := [n for n in heads if shared(model, params[n])]: raise ValueError(f'{tied[0]} is shared with another module, so it cannot be trained beside an adapter: untie it')
+    if not re.fullmatch(r'\w+', name) or hasattr(nn.ModuleDict, name):
+        raise ValueError(f'adapter {name!r}: expected a name of letters, digits and _')
+    if tied := [n for n in heads if shared(model, params[n])]:
+        raise ValueError(f'{tied[0]} is shared with another module, so it cannot be trained beside an adapter: '
+                         'untie it')
     for n, what in layers.items():
         layer = become(model.get_submodule(n))
         layer.lora[name] = kinds[kind](layer, **what, **how).train(layer.training)
     model.lora, base = have, have['adapters']['']['heads']
-    base.update({n: params[n].detach().clone() for n in heads if n not in base})               # what '' switches back to
-    have['adapters'][name] = dict(how, heads={n: base[n].clone() for n in heads}, layers=layers, kind=kind, rslora=rslora)
+    base.update({n: params[n].detach().clone() for n in heads if n not in base})              # what '' switches back to
+    have['adapters'][name] = dict(how, heads={n: base[n].clone() for n in heads}, layers=layers, kind=kind,
+                                  rslora=rslora)
     model.requires_grad_(False)
     use(model, name)
 
@@ -231,8 +258,10 @@ def attach(model, name, layers, heads=(), kind='lora', rslora=False, **how):
 def use(model, name):
     """Switches to an adapter; '' is the base alone. Only its numbers, and the heads saved with it, are trained then."""
     lora, params = registry(model), dict(model.named_parameters())
-    if name not in lora['adapters']: raise ValueError(f'no adapter {name!r}: the model has {", ".join(filter(None, lora["adapters"]))}')
-    if merged(model): raise ValueError(f'adapter {lora["active"]!r} is merged into the weights: lora.unmerge(model) first')
+    if name not in lora['adapters']:
+        raise ValueError(f'no adapter {name!r}: the model has {", ".join(filter(None, lora["adapters"]))}')
+    if merged(model):
+        raise ValueError(f'adapter {lora["active"]!r} is merged into the weights: lora.unmerge(model) first')
     old, new, base = (lora['adapters'][n]['heads'] for n in (lora['active'], name, ''))
     old.update({n: params[n].clone() for n in old})                        # what it has learned meanwhile
     for n in base: params[n].copy_(new.get(n, base[n])).requires_grad_(n in new and name != '')
@@ -243,7 +272,8 @@ def use(model, name):
 
 
 def registry(model):
-    if not hasattr(model, 'lora'): raise ValueError('the model has no adapter: lora.wrap(model) or lora.load(model, folder) first')
+    if not hasattr(model, 'lora'):
+        raise ValueError('the model has no adapter: lora.wrap(model) or lora.load(model, folder) first')
     return model.lora
 
 def merged(model): return any(layer.kept is not None for layer in adapted(model).values())
@@ -251,10 +281,12 @@ def merged(model): return any(layer.kept is not None for layer in adapted(model)
 
 @torch.no_grad()
 def merge(model, unload=False):
-    """Adds the active adapter into the weights, in fp32; it costs nothing from then on. unload: leaves plain layers and no
-    adapters, a model like any other."""
-    if (how := settings(model))['kind'] != 'lora' and how['layers']: raise ValueError(f'adapter {model.lora["active"]!r} ({how["kind"]}) is no product of two matrices, so it cannot be merged')
-    dtype = next(model.parameters()).dtype                                 # that of the table, so of what the layers read
+    """Adds the active adapter into the weights, in fp32; it costs nothing from then on. unload: leaves plain layers and
+    no adapters, a model like any other."""
+    if (how := settings(model))['kind'] != 'lora' and how['layers']:
+        raise ValueError(f'adapter {model.lora["active"]!r} ({how["kind"]}) is no product of two matrices, '
+                         'so it cannot be merged')
+    dtype = next(model.parameters()).dtype                                 # of the table, so of what the layers read
     for layer in adapted(model).values():
         a = layer.adapter()
         if a is not None and layer.kept is None:
@@ -291,26 +323,31 @@ def state(model):
     """The numbers of the active adapter by name: all that a checkpoint needs beside its settings and the base."""
     params, out = dict(model.named_parameters()), {}
     for n, layer in adapted(model).items():
-        if layer.adapter() is not None: out.update({f'{n}.lora_{k}': p.detach() for k, p in layer.adapter().named_parameters()})
+        if layer.adapter() is not None:
+            out.update({f'{n}.lora_{k}': p.detach() for k, p in layer.adapter().named_parameters()})
     return out | {n: params[n].detach() for n in settings(model)['heads']}
 
 
 @torch.no_grad()
 def load_state(model, settings, tensors, name='default'):
-    """The inverse of settings and state: puts the adapter on the model, or, where it has one of that name, new numbers in."""
-    if unknown := [n for n in settings['layers'] if n not in linears(model)]: raise ValueError(f'the adapter is for a layer {unknown[0]}, which the model has not: it is of another model')
+    """The inverse of settings and state: puts the adapter on the model, or new numbers into the one of that name."""
+    if unknown := [n for n in settings['layers'] if n not in linears(model)]:
+        raise ValueError(f'the adapter is for a layer {unknown[0]}, which the model has not: it is of another model')
     if name not in getattr(model, 'lora', dict(adapters={}))['adapters']: attach(model, name, **settings)
     else: use(model, name)
     own = state(model)
-    if set(own) != set(tensors): raise ValueError(f'the adapter\'s file and its settings differ: {sorted(set(own) ^ set(tensors))[0]} is in one of them')
+    if set(own) != set(tensors):
+        raise ValueError('the adapter\'s file and its settings differ: '
+                         f'{sorted(set(own) ^ set(tensors))[0]} is in one of them')
     for n, p in own.items():
-        if p.shape != tensors[n].shape: raise ValueError(f'{n}: the model has {tuple(p.shape)}, the adapter\'s file {tuple(tensors[n].shape)}')
+        if p.shape != tensors[n].shape:
+            raise ValueError(f'{n}: the model has {tuple(p.shape)}, the adapter\'s file {tuple(tensors[n].shape)}')
         p.copy_(tensors[n])
 
 
 def hf_places(model):
-    """{tensor in transformers' layout: (our parameter, its rows in their order, whether theirs lies on its side)}. The model
-    file's own to_hf tells it: instead of weights it is given one column of numbers, each row its own."""
+    """{tensor in transformers' layout: (our parameter, its rows in their order, whether theirs lies on its side)}. The
+    model file's own to_hf tells it: instead of weights it is given one column of numbers, each row its own."""
     marks, starts, names = {}, [], []
     for prefix, module in model.named_modules():
         if isinstance(module, (Adapter, nn.ModuleDict)): continue
@@ -318,7 +355,8 @@ def hf_places(model):
             p, name = getattr(module, leaf), f'{prefix}.{leaf}'.lstrip('.')
             starts.append(starts[-1] + marks[names[-1]].numel() if names else 1), names.append(name)
             marks[name] = torch.arange(starts[-1], starts[-1] + len(p)).view(-1, *[1] * (p.ndim - 1))
-    _, theirs = sys.modules[type(model).__module__].to_hf(types.SimpleNamespace(config=model.config, state_dict=lambda: marks, get_submodule=model.get_submodule))
+    _, theirs = sys.modules[type(model).__module__].to_hf(types.SimpleNamespace(
+        config=model.config, state_dict=lambda: marks, get_submodule=model.get_submodule))
     found = {}
     for name, w in theirs.items():
         rows = w.flatten().long()
@@ -329,14 +367,17 @@ def hf_places(model):
 
 @torch.no_grad()
 def to_peft(model):
-    """-> adapter_config.json as a dict, tensors by peft's names. Parts of ours that are one module there become one adapter of
-    n r columns, B in blocks. ValueError if transformers has no such model, or peft no such adapter."""
+    """-> adapter_config.json as a dict, tensors by peft's names. Parts of ours that are one module there become one
+    adapter of n r columns, B in blocks. ValueError if transformers has no such model, or peft no such adapter."""
     how, tensors, found, covered, lies = settings(model), {}, {}, collections.Counter(), False
-    if how['kind'] != 'lora' or not how['layers']: raise ValueError(f'peft has no adapters like {model.lora["active"]!r}')
+    if how['kind'] != 'lora' or not how['layers']:
+        raise ValueError(f'peft has no adapters like {model.lora["active"]!r}')
     params, layers, there = dict(model.named_parameters()), linears(model), hf_places(model)
     for theirs, (ours, rows, turned) in there.items():
         module, n = theirs.removesuffix('.weight'), ours.removesuffix('.weight')
-        if ours in how['heads']: tensors[f'base_model.model.{theirs}'], covered[ours] = params[ours][rows].t() if turned else params[ours][rows], 1
+        if ours in how['heads']:
+            tensors[f'base_model.model.{theirs}'], covered[ours] = (
+                params[ours][rows].t() if turned else params[ours][rows], 1)
         if n not in how['layers'] or n == ours: continue
         a = layers[n].adapter()
         hit = [i for i, (first, end) in enumerate(a.spans) if ((first <= rows) & (rows < end)).any()]
@@ -351,38 +392,48 @@ def to_peft(model):
         found[module] = r, round(a.scale * (math.sqrt(r) if how['rslora'] else r), 9)          # rank and alpha
         covered[n] += int(torch.isin(a.rows(), rows).sum())
     wanted = {n: sum(b - a for a, b in x['spans']) for n, x in how['layers'].items()} | dict.fromkeys(how['heads'], 1)
-    if missing := [n for n, k in wanted.items() if covered[n] < k]: raise ValueError(f'transformers has no {missing[0]}')
+    if missing := [n for n, k in wanted.items() if covered[n] < k]:
+        raise ValueError(f'transformers has no {missing[0]}')
     def short(names):  # the shortest ends of names that no other module has
         ends = lambda n: ('.'.join(n.split('.')[-k:]) for k in range(1, n.count('.') + 2))
         others = {t.rpartition('.')[0] for t in there} - set(names)
-        return list(dict.fromkeys(next(e for e in ends(n) if not any(f'.{o}'.endswith(f'.{e}') for o in others)) for n in names))
+        return list(dict.fromkeys(next(e for e in ends(n) if not any(f'.{o}'.endswith(f'.{e}') for o in others))
+                                  for n in names))
     (r, alpha), _ = collections.Counter(found.values()).most_common(1)[0]
     odd = {v: short([n for n in found if found[n] == v]) for v in set(found.values()) - {(r, alpha)}}
-    return dict(peft_type='LORA', task_type=None, base_model_name_or_path='', r=r, lora_alpha=alpha, lora_dropout=how['dropout'],
-                target_modules=short(list(found)), fan_in_fan_out=lies, use_rslora=how['rslora'], use_dora=how['dora'], bias='none', inference_mode=True,
-                rank_pattern={e: v[0] for v, es in odd.items() for e in es}, alpha_pattern={e: v[1] for v, es in odd.items() for e in es},
-                modules_to_save=list(dict.fromkeys(t.rpartition('.')[0] for t, (ours, *_) in there.items() if ours in how['heads'])) or None), tensors
+    return dict(peft_type='LORA', task_type=None, base_model_name_or_path='', r=r, lora_alpha=alpha,
+                lora_dropout=how['dropout'], target_modules=short(list(found)), fan_in_fan_out=lies,
+                use_rslora=how['rslora'], use_dora=how['dora'], bias='none', inference_mode=True,
+                rank_pattern={e: v[0] for v, es in odd.items() for e in es},
+                alpha_pattern={e: v[1] for v, es in odd.items() for e in es},
+                modules_to_save=list(dict.fromkeys(t.rpartition('.')[0] for t, (ours, *_) in there.items()
+                                                   if ours in how['heads'])) or None), tensors
 
 
 def save(model, folder):
-    """Writes the active adapter as peft does, adapter_config.json and adapter_model.safetensors; if peft or transformers has
-    nothing like it, in the same files under our own names, which only `load` reads. -> whether peft reads it"""
+    """Writes the active adapter as peft does, adapter_config.json and adapter_model.safetensors; if peft or
+    transformers has nothing like it, in the same files under our own names, which only `load` reads. -> whether peft
+    reads it"""
     import train                                                           # not above: train.py imports this file
     try: config, tensors = to_peft(model)
     except (ValueError, AttributeError): config, tensors = dict(settings(model), peft_type='FLATFORMERS'), state(model)
     os.makedirs(folder, exist_ok=True)
-    train.write_safetensors(os.path.join(folder, 'adapter_model.safetensors'), {k: v.contiguous() for k, v in tensors.items()})
-    train.write_atomic(os.path.join(folder, 'adapter_config.json'), lambda f: f.write(json.dumps(config, indent=2).encode()))
+    train.write_safetensors(os.path.join(folder, 'adapter_model.safetensors'),
+                            {k: v.contiguous() for k, v in tensors.items()})
+    train.write_atomic(os.path.join(folder, 'adapter_config.json'),
+                       lambda f: f.write(json.dumps(config, indent=2).encode()))
     return config['peft_type'] == 'LORA'
 
 
 def load(model, path, name='default'):
-    """Puts a saved adapter on the model, active: a folder of save's or of peft's, or an out_dir or .pt file of train.py.
-    -> the model. ValueError if it does not fit."""
+    """Puts a saved adapter on the model, active: a folder of save's or of peft's, or an out_dir or .pt file of
+    train.py. -> the model. ValueError if it does not fit."""
     import train
     config_file = os.path.join(path, 'adapter_config.json')
     if not os.path.exists(config_file):
-        if os.path.isdir(path) and not os.path.exists(os.path.join(path, 'ckpt.pt')): raise FileNotFoundError(f'no adapter in {path}: expected adapter_config.json, or ckpt.pt of a run with --lora_rank')
+        if os.path.isdir(path) and not os.path.exists(os.path.join(path, 'ckpt.pt')):
+            raise FileNotFoundError(f'no adapter in {path}: '
+                                    'expected adapter_config.json, or ckpt.pt of a run with --lora_rank')
         saved = train.load_checkpoint(path)
         if 'lora' not in saved: raise ValueError(f'{path} holds a whole model, no adapter: --init_from={path} opens it')
         load_state(model, saved['lora'], saved['model'], name)
@@ -390,53 +441,66 @@ def load(model, path, name='default'):
     try: config = json.load(open(config_file, encoding='utf-8'))
     except ValueError: raise ValueError(f'{config_file}: not JSON') from None
     file, old = (os.path.join(path, 'adapter_model.' + end) for end in ('safetensors', 'bin'))
-    tensors = train.read_safetensors(file) if os.path.exists(file) or not os.path.exists(old) else torch.load(old, map_location='cpu', weights_only=True)
+    tensors = (train.read_safetensors(file) if os.path.exists(file) or not os.path.exists(old)
+               else torch.load(old, map_location='cpu', weights_only=True))
     if config.pop('peft_type', '') == 'FLATFORMERS': load_state(model, config, tensors, name)
     else: load_state(model, *from_peft(model, config, tensors), name)
     return model
 
 
 def from_peft(model, config, tensors):
-    """peft's adapter_config.json and tensors -> settings and state for load_state. Modules of theirs that are one layer here
-    become parts of one adapter; a lower rank among them is filled up with zeros."""
+    """peft's adapter_config.json and tensors -> settings and state for load_state. Modules of theirs that are one layer
+    here become parts of one adapter; a lower rank among them is filled up with zeros."""
     if config.get('r') is None: raise ValueError('adapter_config.json has no "r": expected one of peft\'s LoRA')
-    plain = dict(bias='none', lora_bias=False, use_qalora=False, use_bdlora=None, layer_replication=None, target_parameters=None,
-                 trainable_token_indices=None, alora_invocation_tokens=None)
+    plain = dict(bias='none', lora_bias=False, use_qalora=False, use_bdlora=None, layer_replication=None,
+                 target_parameters=None, trainable_token_indices=None, alora_invocation_tokens=None)
     for key, value in plain.items():
-        if config.get(key) not in (value, None, False): raise ValueError(f'adapter_config.json: {key}={config[key]!r}, lora.py knows only {value!r}')
+        if config.get(key) not in (value, None, False):
+            raise ValueError(f'adapter_config.json: {key}={config[key]!r}, lora.py knows only {value!r}')
     if str(config.get('init_lora_weights')).startswith(('pissa', 'olora', 'corda', 'loftq', 'lora_ga')):
-        raise ValueError(f'adapter_config.json: init_lora_weights={config["init_lora_weights"]!r} has changed the base: save it with peft\'s path_initial_model_for_weight_conversion')
+        raise ValueError(f'adapter_config.json: init_lora_weights={config["init_lora_weights"]!r} has changed the '
+                         'base: save it with peft\'s path_initial_model_for_weight_conversion')
     there, groups, heads = hf_places(model), collections.defaultdict(dict), {}
     params, rs, dora = dict(model.named_parameters()), bool(config.get('use_rslora')), bool(config.get('use_dora'))
     def place(theirs):  # with or without the prefix of a class with a head
-        hits = [n for n in there if n == theirs] or [n for n in there if n.endswith('.' + theirs) or theirs.endswith('.' + n)]
-        if len(hits) != 1: raise ValueError(f'the adapter has {theirs}, which this model has not: it is of another model')
+        hits = ([n for n in there if n == theirs]
+                or [n for n in there if n.endswith('.' + theirs) or theirs.endswith('.' + n)])
+        if len(hits) != 1:
+            raise ValueError(f'the adapter has {theirs}, which this model has not: it is of another model')
         return there[hits[0]]
-    def pattern(key, module, default): return next((v for k, v in (config.get(key) or {}).items() if re.match(rf'(.*\.)?({k})$', module)), default)
+    def pattern(key, module, default):
+        return next((v for k, v in (config.get(key) or {}).items() if re.match(rf'(.*\.)?({k})$', module)), default)
     for key, w in tensors.items():
-        module, leaf = re.fullmatch(r'(?:base_model\.model\.)?(.+?)(?:\.lora_(A|B|magnitude_vector)(?:\.weight)?)?', key).groups()
+        module, leaf = re.fullmatch(r'(?:base_model\.model\.)?(.+?)(?:\.lora_(A|B|magnitude_vector)(?:\.weight)?)?',
+                                    key).groups()
         if leaf:
             ours, rows, _ = place(module + '.weight')
             groups[ours.removesuffix('.weight')].setdefault(module, dict(rows=rows))[leaf] = w.float()
             continue
         ours, rows, turned = place(module)
         new = heads.setdefault(ours, params[ours].detach().clone())        # padded rows of a table stay
-        if (w := w.t() if turned else w).shape != new[rows].shape: raise ValueError(f'{key} is {tuple(w.shape)}, the model has {tuple(new[rows].shape)}')
+        if (w := w.t() if turned else w).shape != new[rows].shape:
+            raise ValueError(f'{key} is {tuple(w.shape)}, the model has {tuple(new[rows].shape)}')
         new[rows] = w.to(new)
     layers, state = {}, {}
     for n, modules in groups.items():
         layer, parts = linears(model).get(n), {}
         for module, x in modules.items():
             rows, (A, B) = x['rows'], (x.get(k) for k in 'AB')
-            if layer is None or A is None or B is None or A.shape != (B.size(1), layer.in_features) or len(B) != len(rows) or dora != ('magnitude_vector' in x):
+            if (layer is None or A is None or B is None or A.shape != (B.size(1), layer.in_features)
+                    or len(B) != len(rows) or dora != ('magnitude_vector' in x)):
                 raise ValueError(f'{module}: its lora_A, lora_B or magnitude does not fit the model\'s layer {n}')
             alpha = pattern('alpha_pattern', module, config.get('lora_alpha', 8))
             order = rows.argsort()                                         # their row j is our rows[j]
-            parts[int(rows.min()), int(rows.max()) + 1] = A, B[order], alpha / (math.sqrt(len(A)) if rs else len(A)), x['magnitude_vector'][order] if dora else None
+            parts[int(rows.min()), int(rows.max()) + 1] = (
+                A, B[order], alpha / (math.sqrt(len(A)) if rs else len(A)),
+                x['magnitude_vector'][order] if dora else None)
         spans, parts = zip(*sorted(parts.items()))
         rank, scale = max(len(A) for A, *_ in parts), parts[0][2]
         layers[n] = dict(spans=[list(s) for s in spans], rank=rank, scale=scale)
-        state[n + '.lora_A'] = torch.cat([F.pad(A, (0, 0, 0, rank - len(A))) for A, *_ in parts])              # (n r, I)
-        state[n + '.lora_B'] = torch.cat([F.pad(B * (s / scale), (0, rank - B.size(1))) for _, B, s, _ in parts])  # (rows, r)
+        state[n + '.lora_A'] = torch.cat([F.pad(A, (0, 0, 0, rank - len(A))) for A, *_ in parts])             # (n r, I)
+        state[n + '.lora_B'] = torch.cat([F.pad(B * (s / scale), (0, rank - B.size(1)))
+                                          for _, B, s, _ in parts])                                          # (rows, r)
         if dora: state[n + '.lora_m'] = torch.cat([m for *_, m in parts])
-    return dict(layers=layers, heads=list(heads), dropout=config.get('lora_dropout', 0.0), rslora=rs, dora=dora), state | heads
+    return (dict(layers=layers, heads=list(heads), dropout=config.get('lora_dropout', 0.0), rslora=rs, dora=dora),
+            state | heads)

@@ -3,6 +3,7 @@
     python sample.py --prompt="def main(" --num_samples=3            # continues the text with the model in out/gpt
     python sample.py --init_from=gpt2/ --eval=lm --text=book.txt     # perplexity and bits per byte of a Hugging Face folder
     python sample.py --interactive                                   # a prompt a line; Ctrl-C stops it, Ctrl-D leaves
+    python sample.py --out_dir=out/gpt-instruct --interactive        # a chat, with a model tuned on instructions
     python sample.py --eval=hellaswag.jsonl                          # multiple choice, last words: see `evaluate`
 
     python sample.py --out_dir=out/bert --prompt="import [MASK]"     # the likeliest fillings of each gap
@@ -60,7 +61,8 @@ class Config:
     ignore_eot: bool = False         # go on after the end-of-text token
     seed: int = 1337                 # the same seed gives the same text
     stream: bool = False             # show the text as it is made, one sample after another
-    interactive: bool = False        # ask for prompts and continue them
+    interactive: bool = False        # ask for prompts and continue them; a chat, if the model was tuned on instructions
+    system: str = ''                 # chat and its --prompt: what the model is told before, TEXT or FILE:path
     cache: bool = True               # false: compute the whole text anew for each token (slow; a check on the cache)
     slide: int = 1                   # past block_size, forget so many tokens at once; 1: as few as possible
     # evaluate
@@ -258,10 +260,24 @@ def read_prompt(prompt, flag='prompt'):
     except OSError as e: raise ValueError(f'--{flag}={prompt}: {e.strerror}') from None
 
 
+def heard(model, tokenizer, messages, config):
+    """The ids of a conversation, up to where the model speaks. While it and an answer (of max_new_tokens, but at most
+    half a window) do not fit the window, the oldest message of the user and its answer go out of `messages`."""
+    limit = model.config.block_size
+    while True:
+        ids = file_of(model).chat(messages, tokenizer, model.config)
+        asked = [i for i, m in enumerate(messages) if m['role'] == 'user']
+        if len(asked) < 2 or len(ids) + min(config.max_new_tokens, limit // 2) <= limit: return ids
+        print(f'forgotten, to make room: {messages[asked[0]]["content"][:60]!r} and its answer', file=sys.stderr)
+        del messages[asked[0]:asked[1]]
+
+
 def continuations(model, tokenizer, prompt, config, rows, seed, show=None):
-    """-> texts of `rows` samples after the prompt, and a line on its speed. show(piece) gets the first row's text as it
-    comes."""
-    ids = start_ids(tokenizer, prompt)
+    """-> texts of `rows` samples after the prompt, a text or messages, and a line on its speed. show(piece) gets the
+    first row's text as it comes."""
+    plain = isinstance(prompt, str)
+    ids = start_ids(tokenizer, prompt) if plain else heard(model, tokenizer, prompt, config)
+    before = ids[-8:] if plain else []                                     # a message is decoded by itself
     if len(ids) > model.config.block_size:
         print(f'the prompt has {len(ids)} tokens; the model sees the last {model.config.block_size} (block_size)', file=sys.stderr)
     device, stop = next(model.parameters()).device, config.stop.replace(r'\n', '\n').replace(r'\t', '\t')
@@ -274,7 +290,7 @@ def continuations(model, tokenizer, prompt, config, rows, seed, show=None):
             new[r] += more
             if eot in new[r]: new[r], ended[r] = new[r][:new[r].index(eot)], True
             if not (stop or final or ended[r] or r == 0 and show): continue    # the text is not asked for yet
-            text, stopped = visible(tokenizer, ids[-8:], new[r], stop, final or ended[r])
+            text, stopped = visible(tokenizer, before, new[r], stop, final or ended[r])
             if r == 0 and show: show(text[len(texts[0]):])
             texts[r], ended[r] = text, ended[r] or stopped
     at, every, began, first = len(ids), 1 if show or device.type == 'cpu' else 16, time.perf_counter(), 0.0
@@ -290,42 +306,65 @@ def continuations(model, tokenizer, prompt, config, rows, seed, show=None):
                    f'the first one came in {first:.2f} s')
 
 
+def opening(config, *said):
+    """The messages that a chat begins with."""
+    system = read_prompt(config.system, 'system')
+    return [*([dict(role='system', content=system)] if system else []), *said]
+
+
 def complete(model, tokenizer, config):
-    """Prints the prompt with each of its continuations, a line of dashes between. -> {'prompt', 'texts'}"""
-    prompt, line, texts = read_prompt(config.prompt), '\n---------------\n', []
+    """Prints the prompt with each of its continuations, a line of dashes between; the answers alone, if the model is
+    one for chats. -> {'prompt', 'texts'}"""
+    text, line, texts = read_prompt(config.prompt), '\n---------------\n', []
+    prompt = shown = text
+    if chats(model, file_of(model)):
+        if not text.strip(): raise ValueError('nothing is asked: give --prompt=TEXT, or --interactive for a chat')
+        prompt, shown = opening(config, dict(role='user', content=text.strip())), ''
     if not config.stream:
         texts, speed = continuations(model, tokenizer, prompt, config, config.num_samples, config.seed)
-        print(line.join(prompt + text for text in texts), flush=True)
+        print(line.join(shown + text for text in texts), flush=True)
         print(speed, file=sys.stderr)
     while len(texts) < config.num_samples:
-        texts += speak(model, tokenizer, prompt, config, config.seed + len(texts))
+        texts += speak(model, tokenizer, prompt, config, config.seed + len(texts), [])
         if len(texts) < config.num_samples: print(line[1:], end='')
-    return dict(prompt=prompt, texts=texts)
+    return dict(prompt=text, texts=texts)
 
 
-def speak(model, tokenizer, prompt, config, seed):
-    """One sample, shown as it is made."""
-    print(prompt, end='', flush=True)
-    texts, speed = continuations(model, tokenizer, prompt, config, 1, seed, lambda piece: print(piece, end='', flush=True))
+def speak(model, tokenizer, prompt, config, seed, said):
+    """One sample, shown as it is made, and put into the list `said`, which has what there is of it after a Ctrl-C."""
+    def show(piece):
+        said.append(piece)
+        print(piece, end='', flush=True)
+    if isinstance(prompt, str): print(prompt, end='', flush=True)
+    texts, speed = continuations(model, tokenizer, prompt, config, 1, seed, show)
     print(flush=True)
     print(speed, file=sys.stderr)
     return texts
 
 
 def converse(model, tokenizer, config):
-    """A loop of prompts. Each stands for itself. -> {'texts'}"""
+    """A loop of prompts. Each stands for itself, unless the model is one for chats: then it hears all that was said
+    since the beginning or /reset. -> {'texts'}, in a chat also the 'messages'"""
     with contextlib.suppress(ImportError): import readline                 # line editing and history of input()
-    texts, ask = [], '> ' if sys.stdin.isatty() else ''
-    if ask: print('a prompt a line; Ctrl-C stops the answer, Ctrl-D leaves', file=sys.stderr)
+    texts, ask, chat = [], '> ' if sys.stdin.isatty() else '', chats(model, file_of(model))
+    messages = opening(config)
+    more = '/reset forgets what was said, ' if chat else ''
+    if ask: print(f'a prompt a line; {more}Ctrl-C stops the answer, Ctrl-D leaves', file=sys.stderr)
     while True:
         try: prompt = input(ask)
         except EOFError: break
         except KeyboardInterrupt: print(); continue
-        try: texts += speak(model, tokenizer, prompt, config, config.seed + len(texts))
+        said = []
+        if chat and prompt.strip() == '/reset': messages = opening(config)
+        if chat and prompt.strip() in ('', '/reset'): continue
+        if chat: messages.append(dict(role='user', content=prompt.strip()))
+        try: texts += speak(model, tokenizer, messages if chat else prompt, config, config.seed + len(texts), said)
         except KeyboardInterrupt: print(' ... stopped', flush=True)
         except ValueError as e: print(f'\n{e}', file=sys.stderr)           # such as a character unknown to the vocabulary
+        if chat and ''.join(said): messages.append(dict(role='assistant', content=''.join(said)))
+        elif chat: messages.pop()                                          # unanswered: as if it had not been said
     if ask: print()
-    return dict(texts=texts)
+    return dict(texts=texts, **(dict(messages=messages) if chat else {}))
 
 # ---------------------------------------------------------------------------------------------------- lines in, lines out
 
@@ -698,7 +737,9 @@ def evaluate(model, tokenizer, config):
 # ---------------------------------------------------------------------------------------------------- what can be done
 
 def writes(model, file): return hasattr(file, 'generate')                 # a source in, a text out
-def continues(model, file): return not writes(model, file) and (hasattr(model, 'step') or likelihoods(model, file))
+def chats(model, file): return hasattr(file, 'chat') and getattr(model.config, 'kind', '') == 'instruct'
+def continues(model, file):
+    return not writes(model, file) and not chats(model, file) and (hasattr(model, 'step') or likelihoods(model, file))
 def likelihoods(model, file): return getattr(file, 'likelihood', False)    # logits(ids) are those of the next token
 def encodes(model, file): return hasattr(model, 'hidden') and hasattr(file, 'encode') and not hasattr(model, 'step')
 def is_for(*kinds): return lambda model, file: encodes(model, file) and model.config.kind in kinds
@@ -715,10 +756,12 @@ drawing = 'temperature top_k top_p max_new_tokens seed '
 playing = drawing + 'num_samples min_p repetition_penalty stop ignore_eot stream cache slide'
 uses = [Use('eval', likelihoods, evaluate, 'tell the likelihood of a text', 'text stride delimiter batch_size'),
         Use('interactive', continues, converse, 'continue a text', playing),
+        Use('interactive', chats, converse, 'chat', playing + ' system'),
         Use('classify', is_for('labelled', 'tagged', 'choice'), classify, 'classify', 'top batch_size out json', tuned + 'LABELLED.jsonl'),
         Use('answer', is_for('qa'), answer, 'answer questions', 'question context top batch_size out json', tuned + 'squad'),
         Use('embed', encodes, embed, 'give vectors', 'pool normalize batch_size out json'),
         Use('prompt', continues, complete, 'continue a text', playing),
+        Use('prompt', chats, complete, 'answer a prompt', playing + ' system'),
         Use('prompt', writes, write, 'answer a text', drawing + 'beams length_penalty no_repeat_ngram metric batch_size out json'),
         Use('prompt', detects, detect, 'find replaced tokens', 'batch_size out json'),
         Use('prompt', fills, fill, 'fill in [MASK]', 'top batch_size out json')]

@@ -1,28 +1,29 @@
-"""Encoder-decoders in one file: T5, T5 v1.1, Flan-T5, mT5, UL2, AlexaTM's shape, and the noises of T5's and BART's papers.
+"""Encoder-decoders in one file: T5, T5 v1.1, Flan-T5, mT5, UL2, AlexaTM's shape, and the noises of T5's and BART's
+papers.
 
-    python train.py --model=t5                                  # fills the holes in the standard library's source
-    python train.py --model=t5 --init_from=out/t5 --data=my.jsonl    # {"input", "target"}: learns to turn one into the other
+    python train.py --model=t5                                     # fills the holes in the standard library's source
+    python train.py --model=t5 --init_from=out/t5 --data=my.jsonl  # learns to turn "input" into "target"
 
 A text is damaged, the encoder reads the damaged text, the decoder writes what is missing. Which damage is --objective:
 
     spans      Thank you <X> me to your party <Y>  ->  <X> for inviting <Y> last week   (T5, 3.1.4; lengths do not vary)
     drop       Thank you me to your party week     ->  for inviting last
     prefix     Thank you for inviting              ->  me to your party last week
-    mass       Thank you <M> <M> me to your <M>    ->  the whole text; bert: a tenth of the <M> are random tokens instead
+    mass       Thank you <M> <M> me to your <M>    ->  the whole text; bert: a tenth of the <M> are random tokens
     deshuffle  party me for your to last week      ->  the whole text
-    mask delete infill permute rotate              ->  the whole text: BART's five (2.2); infill puts one <M> for a span of
-               Poisson length, also of length 0; bart is permute, then infill
+    mask delete infill permute rotate              ->  the whole text: BART's five (2.2); infill puts one <M> for
+               a span of Poisson length, also of length 0; bart is permute, then infill
     ul2        spans of 7 settings, each row begins with the token of its mode: R usual, S the end is missing, X extreme
     alexatm    the whole text from one without some spans (4 of 5 rows); or [CLM] and the first 20 to 80 % -> the rest
 
-Papers: T5 Raffel et al. 2020 (1910.10683), v1.1 Shazeer 2020 (2002.05202), BART Lewis et al. 2020 (1910.13461), UL2 Tay et
-al. 2022 (2205.05131), AlexaTM 20B Soltan et al. 2022 (2208.01448), Flan Chung et al. 2022 (2210.11416), mT5 Xue et al. 2021
-(2010.11934); RMS-scaled AdamW: nanoT5, Nawrot 2023 (2309.02373).
+Papers: T5 Raffel et al. 2020 (1910.10683), v1.1 Shazeer 2020 (2002.05202), BART Lewis et al. 2020 (1910.13461), UL2 Tay
+et al. 2022 (2205.05131), AlexaTM 20B Soltan et al. 2022 (2208.01448), Flan Chung et al. 2022 (2210.11416), mT5 Xue et
+al. 2021 (2010.11934); RMS-scaled AdamW: nanoT5, Nawrot 2023 (2309.02373).
 
 Where we depart from them: an exact share of each row is damaged (the papers draw each token), so shapes are static; an
-untied head starts at C^-1/2, so that the first loss is ln V; shared=true leaves the decoder's cross-attention and the two
-tables of positions unshared; a decoder alone has its loss on the targets only; UL2's modes and AlexaTM's [CLM] are the last
-sentinels; AlexaTM's shape has T5's norm and positions.
+untied head starts at C^-1/2, so that the first loss is ln V; shared=true leaves the decoder's cross-attention and the
+two tables of positions unshared; a decoder alone has its loss on the targets only; UL2's modes and AlexaTM's [CLM] are
+the last sentinels; AlexaTM's shape has T5's norm and positions.
 
 Letters: B batch, T target tokens, S source tokens, L tokens of the undamaged text, C width, H heads, D head width,
 F hidden width of the MLP, V vocabulary, R rows while decoding (B times the beams).
@@ -60,7 +61,7 @@ class Config:
     architecture: str = 'encoder-decoder'  # encoder-decoder | decoder (a language model of source + target) | prefix
     shared: bool = False         # the encoder's blocks are the decoder's, but for cross-attention
     checkpoint_activations: bool = False  # keep each block's input only and recompute the block in the backward pass
-    objective: str = 'spans'     # spans drop prefix mass bert deshuffle mask delete infill permute rotate bart ul2 alexatm
+    objective: str = 'spans'  # spans drop prefix mass bert deshuffle mask delete infill permute rotate bart ul2 alexatm
     density: float = 0.0         # share of the tokens that is damaged; 0: 0.15, but 0.3 for infill and bart
     span: float = 3.0            # mean length of a span
     kind: str = 'text'           # text (the objective above) | pairs; train.py takes it from the data
@@ -75,7 +76,8 @@ class Config:
     n_sentinel: int = 100        # number of sentinels
 
     def __post_init__(self):
-        for name, choices in (('activation', tuple(activations)), ('architecture', ('encoder-decoder', 'decoder', 'prefix')),
+        for name, choices in (('activation', tuple(activations)),
+                              ('architecture', ('encoder-decoder', 'decoder', 'prefix')),
                               ('objective', tuple(objectives)), ('kind', kinds)):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not one of: {" ".join(map(repr, choices))}')
@@ -85,7 +87,8 @@ class Config:
         if not self.head_dim and self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; or give --head_dim')
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 2:
-            raise ValueError(f'buckets={self.buckets}, max_distance={self.max_distance}: expected a multiple of 4, and more '
+            raise ValueError(f'buckets={self.buckets}, max_distance={self.max_distance}: '
+                             'expected a multiple of 4, and more '
                              f'than half of it')
         if not 0 <= self.density <= 0.9: raise ValueError(f'density={self.density}: expected 0 to 0.9')
         if self.span < 1: raise ValueError(f'span={self.span}: expected 1 or more')
@@ -135,31 +138,35 @@ _v11_sizes = {
 _mt5 = dict(vocab_size=250112, sentinel_first=250099, mask_id=250099)
 
 presets = {
-    'small': dict(_v11, block_size=128, n_layer=3, n_head=4, n_embd=256, n_hidden=512, density=0.3),  # more to learn from a row
+    'small': dict(_v11, block_size=128, n_layer=3, n_head=4, n_embd=256, n_hidden=512, density=0.3),  # rows teach more
     **{f't5-{size}': p for size, p in _v10_sizes.items()},
     **{f't5-v1_1-{size}': dict(_v11, **p) for size, p in _v11_sizes.items()},
     **{f'flan-t5-{size}': dict(_v11, **p, dropout=0.1) for size, p in _v11_sizes.items()},  # made for fine-tuning
     **{f'mt5-{size}': dict(_v11, **p, **_mt5, block_size=1024) for size, p in _v11_sizes.items()},
-    'ul2': dict(_v11 | dict(activation='silu'), n_layer=32, n_head=16, head_dim=256, n_embd=4096, n_hidden=16384, objective='ul2'),
-    'alexatm-20b': dict(vocab_size=150000, block_size=1024, n_layer=46, n_decoder_layer=32, n_head=32, head_dim=128, n_embd=4096,
-                        n_hidden=16384, activation='gelu', tied=False, scale_head=False, objective='alexatm'),
+    'ul2': dict(_v11 | dict(activation='silu'), n_layer=32, n_head=16, head_dim=256, n_embd=4096, n_hidden=16384,
+                objective='ul2'),
+    'alexatm-20b': dict(vocab_size=150000, block_size=1024, n_layer=46, n_decoder_layer=32, n_head=32, head_dim=128,
+                        n_embd=4096, n_hidden=16384, activation='gelu', tied=False, scale_head=False,
+                        objective='alexatm'),
 }
 
-# what trains well: overrides of train.py's fields (and of Config's). Rates are relative: each matrix moves by learning_rate
-# times its own RMS. Weights to start from are fine-tuned as the paper does it, at a constant rate (3.1.2); a preset is
-# pre-trained, with the paper's 1 / sqrt(step).
-recipe = dict(preset='small', vocab_multiple=128, rms_scale=True, learning_rate=1e-3, lr_schedule='constant', batch_size=32,
-              warmup_iters=20, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-6, grad_clip=1.0)
-recipes = {name: dict(learning_rate=1e-2, lr_schedule='inverse_sqrt', warmup_iters=10000, max_iters=524288, batch_size=128,
-                      eval_interval=1000) for name in presets}
+# what trains well: overrides of train.py's fields (and of Config's). Rates are relative: each matrix moves by
+# learning_rate times its own RMS. Weights to start from are fine-tuned as the paper does it, at a constant rate
+# (3.1.2); a preset is pre-trained, with the paper's 1 / sqrt(step).
+recipe = dict(preset='small', vocab_multiple=128, rms_scale=True, learning_rate=1e-3, lr_schedule='constant',
+              batch_size=32, warmup_iters=20, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-6, grad_clip=1.0)
+recipes = {name: dict(learning_rate=1e-2, lr_schedule='inverse_sqrt', warmup_iters=10000, max_iters=524288,
+                      batch_size=128, eval_interval=1000) for name in presets}
 recipes['t5-v1_1-base'] |= dict(learning_rate=2e-2, min_lr=1e-5, lr_schedule='cosine', max_iters=65536)  # nanoT5's
-recipes['small'] = dict(learning_rate=1e-2, lr_schedule='linear', warmup_iters=20, max_iters=600, batch_size=16, beta2=0.98,
-                        eval_interval=150, eval_iters=64)
-finetune = {n: v for n, v in recipe.items() if n not in ('preset', 'vocab_multiple')} | dict(epochs=3.0, eval_interval=0)
+recipes['small'] = dict(learning_rate=1e-2, lr_schedule='linear', warmup_iters=20, max_iters=600, batch_size=16,
+                        beta2=0.98, eval_interval=150, eval_iters=64)
+finetune = ({n: v for n, v in recipe.items() if n not in ('preset', 'vocab_multiple')}
+            | dict(epochs=3.0, eval_interval=0))
 
 # ---------------------------------------------------------------------------------------------------------------------
-# objectives. Each takes the text (B, L) and uniform numbers u (B, 2L), and returns source (B, S), target (B, T), ended by
-# eot_id and then padded with -1. No loop over rows: what a row keeps is a mask, and numpy reads it out row after row.
+# objectives. Each takes the text (B, L) and uniform numbers u (B, 2L), and returns source (B, S), target (B, T), ended
+# by eot_id and then padded with -1. No loop over rows: what a row keeps is a mask, and numpy reads it out row after
+# row.
 
 def choose(u, n):
     """Which n of each row: those with the smallest u. (B, L) -> bool (B, L)"""
@@ -178,8 +185,8 @@ def before(ends): return np.concatenate((np.zeros_like(ends[:, :1]), ends[:, :-1
 
 
 def weave(c, tokens, keep, width, at=None, special=0):
-    """The kept tokens of each row, with `special` at the columns `at` (B, n) (a column from width on: not there), the end
-    of text behind them, and -1 up to `width`. -> (B, width)"""
+    """The kept tokens of each row, with `special` at the columns `at` (B, n) (a column from width on: not there), the
+    end of text behind them, and -1 up to `width`. -> (B, width)"""
     B, n = len(tokens), keep.sum(1)
     if at is not None: n = n + (at < width).sum(1)
     out = np.full((B, width + 1), -1)                                      # the last column takes what is not there
@@ -207,13 +214,14 @@ def most(noise, span): return int(noise / span + 6 * math.sqrt(noise / span)) + 
 
 def spans(c, tokens, u, density=0., span=0.):
     (B, L), (noise, n) = tokens.shape, noisy(tokens.shape[1], density or share(c), span or c.span)
-    kept, lost = split(u, L - noise, n), split(u[:, L:], noise, n)         # (B, n): tokens of each up to the end of span i
+    kept, lost = split(u, L - noise, n), split(u[:, L:], noise, n)         # (B, n): tokens up to the end of span i
     edge = np.zeros((B, L + 1), np.int8)
     np.put_along_axis(edge, kept + before(lost), 1, axis=1)                # a span begins
     np.put_along_axis(edge, kept + lost, -1, axis=1)                       # and ends; the last one ends the text
     gone, i = edge[:, :L].cumsum(axis=1, dtype=np.int8) > 0, np.arange(n)
     S, T = L - noise + n + 1, noise + n + 1
-    return weave(c, tokens, ~gone, S, kept + i, sentinel(c, i)), weave(c, tokens, gone, T, before(lost) + i, sentinel(c, i))
+    return (weave(c, tokens, ~gone, S, kept + i, sentinel(c, i)),
+            weave(c, tokens, gone, T, before(lost) + i, sentinel(c, i)))
 
 
 def drop(c, tokens, u):
@@ -240,7 +248,8 @@ def mask(c, tokens, u, random=0.):
 
 
 def delete(c, tokens, u): return drop(c, tokens, u)[0], whole(c, tokens)
-def deshuffle(c, tokens, u): return whole(c, np.take_along_axis(tokens, np.argsort(u[:, :tokens.shape[1]]), axis=1)), whole(c, tokens)
+def deshuffle(c, tokens, u):
+    return whole(c, np.take_along_axis(tokens, np.argsort(u[:, :tokens.shape[1]]), axis=1)), whole(c, tokens)
 
 
 def permute(c, tokens, u):
@@ -261,15 +270,16 @@ def infill(c, tokens, u, marked=True):
     n = most(noise, c.span)
     k = np.arange(int(c.span + 10 * math.sqrt(c.span)) + 10)
     chance = np.exp(k * math.log(c.span) - c.span - np.array([math.lgamma(i + 1) for i in k]))   # span^k e^-span / k!
-    ends = np.minimum(np.searchsorted(chance.cumsum(), u[:, :n]).cumsum(axis=1), noise)          # (B, n) lost tokens so far
+    ends = np.minimum(np.searchsorted(chance.cumsum(), u[:, :n]).cumsum(axis=1), noise)          # (B, n) lost so far
     ends[:, -1] = noise
     used = before(ends) < noise
-    at = np.sort(np.where(used, (u[:, L:L + n] * (L - noise + 1)).astype(np.int64), L), axis=1)  # kept tokens before a span
+    at = np.sort(np.where(used, (u[:, L:L + n] * (L - noise + 1)).astype(np.int64), L), axis=1)  # kept before a span
     places = np.arange(B)[:, None] * (L + 1) + np.minimum(at + before(ends), L)
     count = lambda x: np.bincount(x.ravel(), minlength=B * (L + 1)).reshape(B, L + 1)
     gone = (count(places) - count(np.where(used, places + ends - before(ends), places)))[:, :L].cumsum(axis=1) > 0
     S = L - noise + marked * n + 1
-    return weave(c, tokens, ~gone, S, *(np.where(used, at + np.arange(n), S), c.mask_id) if marked else ()), whole(c, tokens)
+    return (weave(c, tokens, ~gone, S, *(np.where(used, at + np.arange(n), S), c.mask_id) if marked else ()),
+            whole(c, tokens))
 
 
 def bart(c, tokens, u):
@@ -295,8 +305,8 @@ def mixture(c, tokens, u, pick, ways):
 
 
 def ul2(c, tokens, u):
-    ways = [(lambda c, t, u, span=span, density=density: spans(c, t, u, density, span), sentinel(c, c.n_sentinel - 1 - mode))
-            for span, density, mode in _ul2]
+    ways = [(lambda c, t, u, span=span, density=density: spans(c, t, u, density, span),
+             sentinel(c, c.n_sentinel - 1 - mode)) for span, density, mode in _ul2]
     return mixture(c, tokens, u, (u[:, -1] * len(ways)).astype(np.int64), ways)
 
 
@@ -306,8 +316,9 @@ def alexatm(c, tokens, u):
     return mixture(c, tokens, u, (u[:, -1] > 0.8).astype(np.int64), ways)
 
 
-objectives = dict(spans=spans, drop=drop, prefix=prefix, mass=mask, bert=lambda c, t, u: mask(c, t, u, random=0.1), mask=mask,
-                  deshuffle=deshuffle, delete=delete, infill=infill, permute=permute, rotate=rotate, bart=bart, ul2=ul2, alexatm=alexatm)
+objectives = dict(spans=spans, drop=drop, prefix=prefix, mass=mask, bert=lambda c, t, u: mask(c, t, u, random=0.1),
+                  mask=mask, deshuffle=deshuffle, delete=delete, infill=infill, permute=permute, rotate=rotate,
+                  bart=bart, ul2=ul2, alexatm=alexatm)
 ragged = ('prefix', 'infill', 'bart', 'ul2', 'alexatm')  # the others fill every place of every row
 
 
@@ -325,20 +336,25 @@ def sizes(c, L):
 
 
 def batch(draw, config, rng):
-    """One micro-batch: source (B, S) and last the targets (B, T). Where rows differ in length, two arrays stand between:
-    which tokens of the source are real, bool (B, S); and the places (of B T) that the loss is computed at, real targets
-    first (their number is rounded up to a multiple of 64). Targets of padding are -1."""
+    """One micro-batch: source (B, S) and last the targets (B, T). Where rows differ in length, two arrays stand
+    between: which tokens of the source are real, bool (B, S); and the places (of B T) that the loss is computed at,
+    real targets first (their number is rounded up to a multiple of 64). Targets of padding are -1."""
     if config.kind == 'pairs':
         found = draw.examples()
-        source, targets = (np.full((len(found), -(-max(len(e[k]) for e in found) // 8) * 8), -1) for k in ('source', 'target'))
-        for i, e in enumerate(found): source[i, :len(e['source'])], targets[i, :len(e['target'])] = e['source'], e['target']
+        source, targets = (np.full((len(found), -(-max(len(e[k]) for e in found) // 8) * 8), -1)
+                           for k in ('source', 'target'))
+        for i, e in enumerate(found):
+            source[i, :len(e['source'])], targets[i, :len(e['target'])] = e['source'], e['target']
     else:
         L, S, T = config.lengths
-        needed = dict(spans=noisy(L, share(config), config.span)[1], ul2=noisy(L, 0.5, 3)[1] + 3, alexatm=1).get(config.objective, 0)
+        needed = dict(spans=noisy(L, share(config), config.span)[1], ul2=noisy(L, 0.5, 3)[1] + 3,
+                      alexatm=1).get(config.objective, 0)
         if needed and config.sentinel_first < 0:
-            raise ValueError(f'objective={config.objective} needs sentinels, which this tokenizer lacks: use --tokenizer=bpe')
+            raise ValueError(f'objective={config.objective} needs sentinels, which this tokenizer lacks: '
+                             'use --tokenizer=bpe')
         if needed > config.n_sentinel:
-            raise ValueError(f'{L} tokens in a row take {needed} sentinels, there are {config.n_sentinel}: lower --block_size or raise --span')
+            raise ValueError(f'{L} tokens in a row take {needed} sentinels, there are {config.n_sentinel}: '
+                             'lower --block_size or raise --span')
         tokens = draw(L)                                                   # (B, L)
         source, targets = objectives[config.objective](config, tokens, rng.random(2 * L))
         if config.objective not in ragged: return source, targets
@@ -375,16 +391,16 @@ class RMSNorm(nn.Module):
 
 
 def fused(width, **parts):
-    """Several linear layers of one input as one, which is faster. Who wants them apart finds the rows of each in .parts:
-    adapters on the layer, by name; Muon on its weight."""
+    """Several linear layers of one input as one, which is faster. Who wants them apart finds the rows of each in
+    .parts: adapters on the layer, by name; Muon on its weight."""
     layer = nn.Linear(width, sum(parts.values()), bias=False)
     layer.parts, layer.weight.parts = parts, list(parts.values())
     return layer
 
 
 class Attention(nn.Module):
-    """softmax(q k^T + bias) v, without 1/sqrt(D), which the first weights of q hold. Those differ from the first weights of
-    k and v, so q is a matrix by itself: an RMS-scaled learning rate needs its own RMS."""
+    """softmax(q k^T + bias) v, without 1/sqrt(D), which the first weights of q hold. Those differ from the first
+    weights of k and v, so q is a matrix by itself: an RMS-scaled learning rate needs its own RMS."""
     def __init__(self, config):
         super().__init__()
         self.H, self.dropout, W = config.n_head, config.dropout, config.n_head * config.width
@@ -395,13 +411,13 @@ class Attention(nn.Module):
     def keys(self, x): return tuple(map(self.heads, self.kv(x).chunk(2, dim=-1)))
 
     def forward(self, x, keys, bias=None):
-        """x: (R, T, C); keys: k and v (B, H, S, D); bias: float, or bool for who is seen, (1 or B, 1 or H, 1 or T, S). Rows
-        that share their keys (the beams of one source, R = n B) are taken together."""
+        """x: (R, T, C); keys: k and v (B, H, S, D); bias: float, or bool for who is seen, (1 or B, 1 or H, 1 or T, S).
+        Rows that share their keys (the beams of one source, R = n B) are taken together."""
         (R, T, _), (k, v), q = x.shape, keys, self.heads(self.q(x))        # (R, H, T, D)
         if R != len(k): q = q.unflatten(0, (len(k), -1)).transpose(1, 2).flatten(2, 3)            # (B, H, n T, D)
         drop = self.dropout if self.training else 0.0
         if x.device.type == 'cpu' and (T == 1 or bias is not None and bias.requires_grad):
-            s = q @ k.transpose(-1, -2)                                    # torch has no fast kernel for these two cases
+            s = q @ k.transpose(-1, -2)                                    # torch has no fast kernel for these two
             if bias is not None: s = s.add_(bias) if bias.dtype != torch.bool else s.masked_fill_(~bias, -math.inf)
             y = F.dropout(s.softmax(dim=-1), drop) @ v
         else: y = F.scaled_dot_product_attention(q, k, v, bias, drop, scale=1.0)
@@ -411,7 +427,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.gated, self.activation, self.drop = config.gated, activations[config.activation], nn.Dropout(config.dropout)
+        self.gated, self.activation, self.drop = (config.gated, activations[config.activation],
+                                                  nn.Dropout(config.dropout))
         parts = dict(gate=config.n_hidden, up=config.n_hidden) if config.gated else dict(up=config.n_hidden)
         self.up, self.down = fused(config.n_embd, **parts), nn.Linear(config.n_hidden, config.n_embd, bias=False)
 
@@ -431,22 +448,25 @@ class Block(nn.Module):
         super().__init__()
         self.norm_self, self.attention = RMSNorm(config.n_embd, config.norm_eps), Attention(config)
         if cross: self.norm_cross, self.cross = RMSNorm(config.n_embd, config.norm_eps), Attention(config)
-        self.norm_mlp, self.mlp, self.drop = RMSNorm(config.n_embd, config.norm_eps), MLP(config), nn.Dropout(config.dropout)
+        self.norm_mlp, self.mlp, self.drop = (RMSNorm(config.n_embd, config.norm_eps), MLP(config),
+                                              nn.Dropout(config.dropout))
 
     def forward(self, x, bias, memory=None, real=None, write=None):
-        """memory: what the encoder says (B, S, C), or its keys and values; None: no cross-attention. real: (B, 1, 1, S) bool.
-        write: puts keys and values into a cache and returns all that it holds."""
+        """memory: what the encoder says (B, S, C), or its keys and values; None: no cross-attention. real: (B, 1, 1, S)
+        bool. write: puts keys and values into a cache and returns all that it holds."""
         y = self.norm_self(x)
         keys = self.attention.keys(y)
         x = x + self.drop(self.attention(y, write(*keys) if write else keys, bias))
         if memory is not None:
-            x = x + self.drop(self.cross(self.norm_cross(x), memory if isinstance(memory, tuple) else self.cross.keys(memory), real))
+            x = x + self.drop(self.cross(
+                self.norm_cross(x), memory if isinstance(memory, tuple) else self.cross.keys(memory), real))
         return x + self.drop(self.mlp(self.norm_mlp(x)))
 
 
 def bucket(far, two_way, n, max_distance):
-    """Class of the relative position far = key - query: half of the classes are exact, the others grow with the logarithm
-    up to max_distance; two_way: one half of them for each side, else all for the past (T5, 2.1). Any shape -> same"""
+    """Class of the relative position far = key - query: half of the classes are exact, the others grow with the
+    logarithm up to max_distance; two_way: one half of them for each side, else all for the past (T5, 2.1). Any shape ->
+    same"""
     side = 0
     if two_way: n = n // 2; side = (far > 0) * n
     far = far.abs() if two_way else -far.clamp(max=0)
@@ -455,14 +475,16 @@ def bucket(far, two_way, n, max_distance):
 
 
 class HeadLoss(torch.autograd.Function):
-    """Sum of -log softmax(x W^T)[y] over y >= 0, times scale. The gradient (p - 1[y]) is made while p is at hand, some rows
-    at a time: memory fresh from the system costs a CPU as much as a third of the multiplications."""
+    """Sum of -log softmax(x W^T)[y] over y >= 0, times scale. The gradient (p - 1[y]) is made while p is at hand, some
+    rows at a time: memory fresh from the system costs a CPU as much as a third of the multiplications."""
     @staticmethod
     def forward(ctx, x, W, V, y, scale, rows=192):
-        dx, dW, loss, buffer = torch.empty_like(x), torch.zeros_like(W), x.new_zeros(()), x.new_empty(min(rows, len(x)), V)
+        dx, dW, loss, buffer = (torch.empty_like(x), torch.zeros_like(W), x.new_zeros(()),
+                                x.new_empty(min(rows, len(x)), V))
         W, dV = W[:V], dW[:V]
         for a in range(0, len(x), rows):
-            part, (target, real) = x[a:a + rows], (lambda t: (t.clamp(min=0)[:, None], (t >= 0)[:, None]))(y[a:a + rows])
+            part, (target, real) = x[a:a + rows], (
+                lambda t: (t.clamp(min=0)[:, None], (t >= 0)[:, None]))(y[a:a + rows])
             z = torch.mm(part, W.t(), out=buffer[:len(part)])              # (rows, V)
             (top, i), hit = z.max(dim=1, keepdim=True), z.gather(1, target)
             p = torch._softmax(z, 1, False, out=z)                         # log sum exp z = top - log p(top)
@@ -481,14 +503,14 @@ class HeadLoss(torch.autograd.Function):
 
 
 class Cache:
-    """Keys and values of the tokens so far, in tensors of fixed size; the place is a tensor too, so that a compiled step
-    never changes its shapes. `memory` holds each block's keys and values of the source, computed once."""
+    """Keys and values of the tokens so far, in tensors of fixed size; the place is a tensor too, so that a compiled
+    step never changes its shapes. `memory` holds each block's keys and values of the source, computed once."""
     def __init__(self, config, rows, length, bias, memory, real):
         shape = (config.n_decoder_layer or config.n_layer, rows, config.n_head, length, config.width)
         self.length, self.bias, self.memory, self.real = length, bias, memory, real   # bias: (H, length), by distance
         self.k, self.v = bias.new_zeros(shape), bias.new_zeros(shape)
-        self.head = None                               # (C, V): the head's matrix turned round, made for a single row on a CPU
-        self.seen = None                               # (R, 1, 1, length): a decoder alone reads padding among its prompts
+        self.head = None                               # (C, V): the head's matrix turned, for a single row on a CPU
+        self.seen = None                               # (R, 1, 1, length): a decoder alone reads padding in its prompts
         self.position = torch.zeros((), dtype=torch.long, device=bias.device)         # tokens held
         self.places = torch.arange(length, device=bias.device)
 
@@ -504,8 +526,10 @@ class Model(nn.Module):
         self.config, C, L = config, config.n_embd, config.n_decoder_layer or config.n_layer
         self.tokens, self.drop = nn.Embedding(config.rows, C), nn.Dropout(config.dropout)
         if config.two:
-            if not config.shared: self.encoder = nn.ModuleList(Block(config, cross=False) for _ in range(config.n_layer))
-            self.encoder_bias, self.encoder_norm = nn.Embedding(config.buckets, config.n_head), RMSNorm(C, config.norm_eps)
+            if not config.shared:
+                self.encoder = nn.ModuleList(Block(config, cross=False) for _ in range(config.n_layer))
+            self.encoder_bias, self.encoder_norm = (nn.Embedding(config.buckets, config.n_head),
+                                                    RMSNorm(C, config.norm_eps))
         self.decoder = nn.ModuleList(Block(config, cross=config.two) for _ in range(L))
         self.decoder_bias, self.decoder_norm = nn.Embedding(config.buckets, config.n_head), RMSNorm(C, config.norm_eps)
         self.head = nn.Linear(C, config.rows, bias=False)
@@ -514,9 +538,10 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """Every branch starts at unit variance (mesh-tensorflow's code; q: (C D)^-1/2 stands for the missing 1/sqrt(D))."""
+        """Every branch starts at unit variance (mesh-tensorflow's code; q: (C D)^-1/2 stands in for 1/sqrt(D))."""
         c = self.config
-        std = {'q': (c.n_embd * c.width) ** -0.5, 'out': (c.n_head * c.width) ** -0.5, 'down': c.n_hidden ** -0.5, 'tokens': 1.0}
+        std = {'q': (c.n_embd * c.width) ** -0.5, 'out': (c.n_head * c.width) ** -0.5, 'down': c.n_hidden ** -0.5,
+               'tokens': 1.0}
         for name, p in self.named_parameters():
             if p.ndim == 2: p.normal_(0, std.get(name.split('.')[-2], c.n_embd ** -0.5))
 
@@ -527,12 +552,14 @@ class Model(nn.Module):
         return self
 
     def bias(self, table, T, S, two_way, real=None, causal=False):
-        """Bias of T queries on S keys, (1 or B, H, T, S), -inf where blind. Computed per distance, then laid out by reading
-        rows of T + S numbers with a stride one shorter: each row begins one place further on. The gradient is a plain sum."""
+        """Bias of T queries on S keys, (1 or B, H, T, S), -inf where blind. Computed per distance, then laid out by
+        reading rows of T + S numbers with a stride one shorter: each row begins one place further on. The gradient is a
+        plain sum."""
         c, r = self.config, torch.arange(S + T, device=table.weight.device)
         far = torch.where(r < S, r, r - S - T)                             # 0 .. S - 1, -T .. -1
         w = table(bucket(far, two_way, c.buckets, c.max_distance)).t()     # (H, S + T)
-        w = w[:, None].expand(-1, T, -1).flatten(1)[:, :T * (S + T - 1)].unflatten(1, (T, -1))[:, :, :S].contiguous()[None]
+        w = (w[:, None].expand(-1, T, -1).flatten(1)[:, :T * (S + T - 1)].unflatten(1, (T, -1))[:, :, :S]
+             .contiguous()[None])
         if causal: w = w.masked_fill(r[:S] > r[:T, None], -math.inf)
         if real is not None: w = w.masked_fill(~real, -math.inf)
         device = w.device.type
@@ -550,10 +577,10 @@ class Model(nn.Module):
         return self.drop(self.encoder_norm(x))
 
     def join(self, source, target_in, mask):
-        """Source and target as one row of S + T tokens, padding first -> x (B, S + T, C), bias, who is real (B, 1, 1, S + T)"""
+        """Source and target as one row of S + T, padding first -> x (B, S + T, C), bias, the real (B, 1, 1, S + T)"""
         S, real, see = source.size(1), None, None
         if mask is not None:
-            turn = (torch.arange(S, device=mask.device) + mask.sum(1, keepdim=True)) % S        # the last token comes last
+            turn = (torch.arange(S, device=mask.device) + mask.sum(1, keepdim=True)) % S     # the last token comes last
             source, mask = source.gather(1, turn), mask.gather(1, turn)
             real = see = torch.cat((mask, torch.ones_like(target_in, dtype=torch.bool)), dim=1)[:, None, None]
         ids = torch.cat((source, target_in), dim=1)
@@ -569,8 +596,9 @@ class Model(nn.Module):
         real = None if mask is None else mask[:, None, None]
         if self.config.two:
             S, T = source.size(1), target_in.size(1)
-            both = self.tokens(torch.cat((source, target_in), dim=1))      # one look-up: one gradient of the whole table
-            memory, x, bias = self.encode(both[:, :S], real), self.drop(both[:, S:]), self.bias(self.decoder_bias, T, T, False, causal=True)
+            both = self.tokens(torch.cat((source, target_in), dim=1))      # one look-up, so one gradient of the table
+            memory, x, bias = (self.encode(both[:, :S], real), self.drop(both[:, S:]),
+                               self.bias(self.decoder_bias, T, T, False, causal=True))
             for block in self.decoder: x = self.run(block, x, bias, memory, real)
         else:
             x, bias, _ = self.join(source, target_in, mask)
@@ -580,8 +608,8 @@ class Model(nn.Module):
         return x * self.config.n_embd ** -0.5 if self.config.scale_head else x
 
     def forward(self, source, *rest, totals=None):
-        """The arrays of batch() -> loss, stats. With totals, the number of targets of the global batch, the parts of a batch
-        add up to the loss of the whole. In eval mode stats has the accuracy of the single tokens."""
+        """The arrays of batch() -> loss, stats. With totals, the number of targets of the global batch, the parts of a
+        batch add up to the loss of the whole. In eval mode stats has the accuracy of the single tokens."""
         *between, targets = rest
         mask, places = between or (None, None)
         start = torch.full_like(targets[:, :1], self.config.start)
@@ -597,23 +625,25 @@ class Model(nn.Module):
 
     def plain_cpu(self, x):
         """May the head's matrix be read directly? Not if it is compiled, sharded or wrapped (an adapter)."""
-        return x.device.type == 'cpu' and not torch.compiler.is_compiling() and type(self.head) is nn.Linear and \
-            type(self.head.weight) is nn.Parameter and self.head.weight.requires_grad and not torch.is_autocast_enabled('cpu')
+        return (x.device.type == 'cpu' and not torch.compiler.is_compiling() and type(self.head) is nn.Linear
+                and type(self.head.weight) is nn.Parameter and self.head.weight.requires_grad
+                and not torch.is_autocast_enabled('cpu'))
 
     def logits(self, source, target_in, mask=None):
         """source (B, S), what the decoder reads (B, T), which source tokens are real (B, S) -> (B, T, V)"""
         return self.head(self.hidden(source, target_in, mask))[..., :self.config.vocab_size]
 
     def cache(self, rows, length, source, mask=None):
-        """Reads the source (B, S) once, for `rows` rows (a multiple n of B: row i continues source i // n), each of which may
-        step through `length` tokens. mask: bool (B, S), which source tokens are real."""
+        """Reads the source (B, S) once, for `rows` rows (a multiple n of B: row i continues source i // n), each of
+        which may step through `length` tokens. mask: bool (B, S), which source tokens are real."""
         c, B, S = self.config, *source.shape
         length, real = length + (not c.two) * S, None if mask is None else mask[:, None, None]
         far = -torch.arange(length, device=source.device)
         bias = self.decoder_bias(bucket(far, c.architecture == 'prefix', c.buckets, c.max_distance)).t().contiguous()
         if c.two:
             memory = self.encode(source, real)
-            return Cache(c, rows, length, bias, [tuple(x.contiguous() for x in b.cross.keys(memory)) for b in self.decoder], real)
+            return Cache(c, rows, length, bias,
+                         [tuple(x.contiguous() for x in b.cross.keys(memory)) for b in self.decoder], real)
         cache = Cache(c, rows, length, bias, [None] * len(self.decoder), None)
         x, bias, real = self.join(source, source[:, :0], mask)
         for i, block in enumerate(self.decoder):
@@ -645,14 +675,14 @@ class Model(nn.Module):
         cache.position += T
         x = self.decoder_norm(x[:, -1])
         if self.config.scale_head: x = x * self.config.n_embd ** -0.5
-        if self.plain_cpu(x) and not torch.is_grad_enabled():              # each way reads the matrix as fast as memory allows
+        if self.plain_cpu(x) and not torch.is_grad_enabled():              # both ways read the matrix at memory's speed
             if len(x) > 1: return (self.head.weight @ x.t()).t()[:, :self.config.vocab_size].contiguous()
             if cache.head is None and cache.length > 32: cache.head = self.head.weight.t().contiguous()
             if cache.head is not None: return (x @ cache.head)[:, :self.config.vocab_size]
         return self.head(x)[:, :self.config.vocab_size]
 
     def flops(self):
-        """Training flops of one row: 6 N per token that a matrix sees, 12 L H D per query and key; causality is not halved."""
+        """Training flops of one row: 6 N per token a matrix sees, 12 L H D per query and key; causality not halved."""
         c, (_, S, T), A = self.config, self.config.lengths, self.config.n_head * self.config.width
         mlp, E, L = (2 + c.gated) * c.n_embd * c.n_hidden, c.n_layer, c.n_decoder_layer or c.n_layer
         head = 6 * c.rows * c.n_embd * T
@@ -674,15 +704,18 @@ def unrepeated(scores, ids, n):
 
 
 @torch.no_grad()
-def generate(model, source, mask=None, max_new_tokens=64, temperature=0.0, top_k=0, top_p=1.0, beams=1, length_penalty=1.0,
-             no_repeat_ngram=0, early_stopping=False, generator=None, step=None):
-    """What the model answers to source (B, S): tokens (B, n <= max_new_tokens), up to eot_id and then pad_id. mask: bool
-    (B, S), which source tokens are real. temperature 0 takes the likeliest token, else one is drawn from the top_k and the
-    top_p likeliest. beams > 1: beam search, by (sum of log p) / tokens^length_penalty. step: model.step, perhaps compiled."""
-    if beams > 1 and temperature: raise ValueError('beam search takes the likeliest texts: leave out temperature, or beams')
+def generate(model, source, mask=None, max_new_tokens=64, temperature=0.0, top_k=0, top_p=1.0, beams=1,
+             length_penalty=1.0, no_repeat_ngram=0, early_stopping=False, generator=None, step=None):
+    """What the model answers to source (B, S): tokens (B, n <= max_new_tokens), up to eot_id and then pad_id. mask:
+    bool (B, S), which source tokens are real. temperature 0 takes the likeliest token, else one is drawn from the top_k
+    and the top_p likeliest. beams > 1: beam search, by (sum of log p) / tokens^length_penalty. step: model.step,
+    perhaps compiled."""
+    if beams > 1 and temperature:
+        raise ValueError('beam search takes the likeliest texts: leave out temperature, or beams')
     c, B, step = model.config, len(source), step or model.step
     cache = model.cache(B * beams, max_new_tokens, source, mask)
-    if beams > 1: return search(c, B, cache, step, max_new_tokens, beams, length_penalty, no_repeat_ngram, early_stopping)
+    if beams > 1:
+        return search(c, B, cache, step, max_new_tokens, beams, length_penalty, no_repeat_ngram, early_stopping)
     out = torch.full((B, max_new_tokens + 1), c.pad_id, device=source.device)
     out[:, 0], done = c.start, torch.zeros(B, dtype=torch.bool, device=source.device)
     for t in range(1, max_new_tokens + 1):
@@ -697,17 +730,19 @@ def generate(model, source, mask=None, max_new_tokens=64, temperature=0.0, top_k
         else: next = scores.argmax(dim=-1)
         out[:, t] = torch.where(done, c.pad_id, next)
         done |= next == c.eot_id
-        if (out.device.type == 'cpu' or t % 16 == 0) and done.all(): break  # a GPU is asked seldom: it would have to wait
+        # a GPU is asked seldom: it would have to wait
+        if (out.device.type == 'cpu' or t % 16 == 0) and done.all(): break
     return out[:, 1:t + 1]
 
 
 def search(c, B, cache, step, n, K, length_penalty, no_repeat_ngram, early_stopping):
-    """Beam search with transformers' rules: the 2 K best continuations; those of the K best that end go to the finished, the
-    K best others go on; over when the best running beam, at its length, is no better than the worst of K finished ones."""
+    """Beam search with transformers' rules: the 2 K best continuations; those of the K best that end go to the
+    finished, the K best others go on; over when the best running beam, at its length, is no better than the worst of K
+    finished ones."""
     device = cache.bias.device
     ids = torch.full((B, K, n + 1), c.pad_id, device=device)
     ids[:, :, 0] = c.start
-    scores = torch.zeros(B, K, device=device).index_fill_(1, torch.arange(1, K, device=device), -1e9)  # all beams are one yet
+    scores = torch.zeros(B, K, device=device).index_fill_(1, torch.arange(1, K, device=device), -1e9)  # beams are one
     final, best = ids.clone(), torch.full((B, K), -math.inf, device=device)     # K finished texts, the best one first
     better = torch.ones(B, 1, dtype=torch.bool, device=device)                  # may a running beam still win?
     pick = lambda x, i: x.gather(1, i[..., None].expand(-1, -1, n + 1))
@@ -767,9 +802,11 @@ def show(model, tokenizer, ids):
         given = [None if a is None else torch.from_numpy(a).to(device) for a in (source, mask)]
         out = generate(model, *given, max_new_tokens=targets.size)
         said, meant = out[0].tolist(), targets[targets >= 0].tolist()
-        text = text_of(source[0][:mask[0].sum()] if mask is not None else source[0], tokenizer, -1 if c.kind == 'text' else c.eot_id)
+        text = text_of(source[0][:mask[0].sum()] if mask is not None else source[0], tokenizer,
+                       -1 if c.kind == 'text' else c.eot_id)
         if c.kind != 'text' or c.objective != 'spans':
-            lines += [f'{text}\n  >>> {text_of(said, tokenizer, c.eot_id)!r}\n  was {text_of(meant, tokenizer, c.eot_id)!r}']
+            lines += [f'{text}\n  >>> {text_of(said, tokenizer, c.eot_id)!r}\n'
+                      f'  was {text_of(meant, tokenizer, c.eot_id)!r}']
             continue
         marks, fills = [sentinel(c, i) for i in range(c.n_sentinel)], []
         for row in (said, meant):                      # sentinel -> the tokens up to the next one
@@ -778,7 +815,8 @@ def show(model, tokenizer, ids):
         for i, mark in enumerate(m for m in marks if m in fills[1]):
             text = text.replace(tokenizer.decode([mark]), f'[{i}]', 1)
         right = sum(fills[0].get(m) == w for m, w in fills[1].items())
-        lines += [text, *(f'  [{i}] {fills[0].get(m, "")!r}  was {w!r}' for i, (m, w) in enumerate(fills[1].items())), f'  {right} of {len(fills[1])} right']
+        lines += [text, *(f'  [{i}] {fills[0].get(m, "")!r}  was {w!r}' for i, (m, w) in enumerate(fills[1].items())),
+                  f'  {right} of {len(fills[1])} right']
     model.train(training)
     return '\n'.join(lines)
 
@@ -787,13 +825,15 @@ def show(model, tokenizer, ids):
 
 hf_types = ('t5', 'mt5')
 _proj = {'relu': ('relu', False), 'gelu': ('gelu', False), 'gelu_new': ('gelu_tanh', False), 'silu': ('silu', False),
-         'gated-relu': ('relu', True), 'gated-gelu': ('gelu_tanh', True), 'gated-gelu_new': ('gelu_tanh', True), 'gated-silu': ('silu', True)}  # feed_forward_proj
+         'gated-relu': ('relu', True), 'gated-gelu': ('gelu_tanh', True), 'gated-gelu_new': ('gelu_tanh', True),
+         'gated-silu': ('silu', True)}  # feed_forward_proj
 
 
 def _read_config(hf, weights):
     """config.json, in the dialect of transformers 4 (tie_word_embeddings tells whether the head is scaled) or 5
     (scale_decoder_outputs does) -> Config"""
-    if hf.get('model_type') not in hf_types: raise ValueError(f'model_type {hf.get("model_type")!r}: t5.py reads {", ".join(hf_types)}')
+    if hf.get('model_type') not in hf_types:
+        raise ValueError(f'model_type {hf.get("model_type")!r}: t5.py reads {", ".join(hf_types)}')
     old = hf['model_type'] == 't5'
     proj = hf.get('feed_forward_proj', 'relu' if old else 'gated-gelu')
     if proj not in _proj: raise ValueError(f'feed_forward_proj {proj!r} in config.json: t5.py knows {", ".join(_proj)}')
@@ -801,12 +841,14 @@ def _read_config(hf, weights):
     scaled = hf.get('scale_decoder_outputs', hf.get('tie_word_embeddings', old) is not False)
     one = lambda key, other: other if hf.get(key) is None else hf[key][0] if isinstance(hf[key], list) else hf[key]
     sentinel_first = min(max(V // 100, 1) * 100, V) - 1                    # T5's 32099 of 32128, mT5's 250099 of 250112
-    return Config(vocab_size=V, block_size=hf.get('n_positions', 512), n_layer=hf['num_layers'], n_decoder_layer=one('num_decoder_layers', 0),
-                  n_head=hf['num_heads'], n_embd=hf['d_model'], head_dim=hf['d_kv'], n_hidden=hf['d_ff'], activation=_proj[proj][0],
-                  gated=_proj[proj][1], tied=head is None or table is not None and head.shape == table.shape and torch.equal(head, table),
-                  scale_head=scaled, dropout=float(hf.get('dropout_rate', 0.1)), norm_eps=hf.get('layer_norm_epsilon', 1e-6),
-                  buckets=hf.get('relative_attention_num_buckets', 32), max_distance=hf.get('relative_attention_max_distance', 128),
-                  pad_id=one('pad_token_id', 0), eot_id=one('eos_token_id', 1), start_id=one('decoder_start_token_id', -1),
+    return Config(vocab_size=V, block_size=hf.get('n_positions', 512), n_layer=hf['num_layers'],
+                  n_decoder_layer=one('num_decoder_layers', 0), n_head=hf['num_heads'], n_embd=hf['d_model'],
+                  head_dim=hf['d_kv'], n_hidden=hf['d_ff'], activation=_proj[proj][0], gated=_proj[proj][1],
+                  tied=head is None or table is not None and head.shape == table.shape and torch.equal(head, table),
+                  scale_head=scaled, dropout=float(hf.get('dropout_rate', 0.1)),
+                  norm_eps=hf.get('layer_norm_epsilon', 1e-6), buckets=hf.get('relative_attention_num_buckets', 32),
+                  max_distance=hf.get('relative_attention_max_distance', 128), pad_id=one('pad_token_id', 0),
+                  eot_id=one('eos_token_id', 1), start_id=one('decoder_start_token_id', -1),
                   sentinel_first=sentinel_first, mask_id=sentinel_first)
 
 
@@ -817,8 +859,9 @@ def _their_names(name, config):
     if rest == 'norm.weight': return [f'{side}.final_layer_norm.weight']
     if rest == 'bias.weight': return [f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight']
     i, part, *leaf = rest.split('.')
-    place = {'attention': '0.SelfAttention', 'norm_self': '0.layer_norm', 'cross': '1.EncDecAttention', 'norm_cross': '1.layer_norm',
-             'mlp': f'{1 + (side == "decoder")}.DenseReluDense', 'norm_mlp': f'{1 + (side == "decoder")}.layer_norm'}[part]
+    place = {'attention': '0.SelfAttention', 'norm_self': '0.layer_norm', 'cross': '1.EncDecAttention',
+             'norm_cross': '1.layer_norm', 'mlp': f'{1 + (side == "decoder")}.DenseReluDense',
+             'norm_mlp': f'{1 + (side == "decoder")}.layer_norm'}[part]
     inner = {'q': ['q.'], 'kv': ['k.', 'v.'], 'out': ['o.'], 'down': ['wo.'],
              'up': ['wi_0.', 'wi_1.'] if config.gated else ['wi.']}.get(leaf[0], [''])
     return [f'{side}.block.{i}.layer.{place}.{n}weight' for n in inner]
@@ -833,7 +876,8 @@ def from_hf(hf_config, weights):
     for name, shape in shapes.items():
         theirs = _their_names('tokens.weight' if name == 'head.weight' and config.tied else name, config)
         if missing := [n for n in theirs if n not in weights]:
-            raise ValueError(f'{hf_config["model_type"]} weights lack {missing[0]}: they have {len(weights)} tensors, such as '
+            raise ValueError(f'{hf_config["model_type"]} weights lack {missing[0]}: '
+                             f'they have {len(weights)} tensors, such as '
                              f'{next(iter(weights), None)}')
         w = torch.cat([weights[n] for n in theirs])
         if w.shape != shape: raise ValueError(f'{theirs[0]} gives {tuple(w.shape)}, config.json says {tuple(shape)}')
@@ -846,20 +890,24 @@ def from_hf(hf_config, weights):
 
 
 def to_hf(model):
-    """-> config.json as a dict, tensors by name; shared blocks are written twice. ValueError if transformers has no such
-    model."""
+    """-> config.json as a dict, tensors by name; shared blocks are written twice. ValueError if transformers has no
+    such model."""
     c, V = model.config, model.config.vocab_size
     proj = next((name for name, kind in _proj.items() if kind == (c.activation, c.gated)), None)
     if not c.two or proj is None:
-        raise ValueError(f'transformers has no T5 with architecture={c.architecture}, activation={c.activation}, gated={c.gated}')
+        raise ValueError(f'transformers has no T5 with architecture={c.architecture}, activation={c.activation}, '
+                         f'gated={c.gated}')
     hf = dict(architectures=['T5ForConditionalGeneration'], model_type='t5', is_encoder_decoder=True, vocab_size=V,
-              d_model=c.n_embd, d_kv=c.width, d_ff=c.n_hidden, num_layers=c.n_layer, num_decoder_layers=c.n_decoder_layer or c.n_layer, num_heads=c.n_head,
-              relative_attention_num_buckets=c.buckets, relative_attention_max_distance=c.max_distance, dropout_rate=c.dropout,
-              layer_norm_epsilon=c.norm_eps, feed_forward_proj=proj, tie_word_embeddings=c.scale_head, scale_decoder_outputs=c.scale_head,
-              n_positions=c.block_size, pad_token_id=c.pad_id, eos_token_id=c.eot_id, decoder_start_token_id=c.start)
+              d_model=c.n_embd, d_kv=c.width, d_ff=c.n_hidden, num_layers=c.n_layer,
+              num_decoder_layers=c.n_decoder_layer or c.n_layer, num_heads=c.n_head,
+              relative_attention_num_buckets=c.buckets, relative_attention_max_distance=c.max_distance,
+              dropout_rate=c.dropout, layer_norm_epsilon=c.norm_eps, feed_forward_proj=proj,
+              tie_word_embeddings=c.scale_head, scale_decoder_outputs=c.scale_head, n_positions=c.block_size,
+              pad_token_id=c.pad_id, eos_token_id=c.eot_id, decoder_start_token_id=c.start)
     state, weights = model.state_dict(), {}
     if c.shared:
-        state |= {n.replace('decoder', 'encoder', 1): w for n, w in state.items() if n.startswith('decoder.') and 'cross' not in n}
+        state |= {n.replace('decoder', 'encoder', 1): w for n, w in state.items()
+                  if n.startswith('decoder.') and 'cross' not in n}
     for name, w in state.items():
         theirs = _their_names(name, c)
         for n, part in zip(theirs, (w[:V] if name in ('tokens.weight', 'head.weight') else w).chunk(len(theirs))):

@@ -1,7 +1,7 @@
 """
 The one trainer: any model file of this folder, on a CPU, one GPU or many.
 
-    python train.py --model=gpt                                     # the default run: learns the standard library's source
+    python train.py --model=gpt                                     # the default run, on the standard library's source
     python train.py --model=gpt --data=my.txt --tokenizer=char      # your own text
     torchrun --standalone --nproc_per_node=8 train.py --model=gpt --preset=gpt2 --data=fineweb
     python train.py --model=gpt --preset=gpt2 --help                # every flag, with the values it would have
@@ -17,7 +17,7 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
         rng.random(*shape), rng.integers(low, high, *shape) -> (B, *shape): random numbers of each row
     Model(config)
         forward(*arrays, totals=None) -> loss, stats. Both are sums divided by `totals`, the number of targets in the
-                                 global batch (None: in this batch), so that adding over micro-batches and ranks is exact
+                                 global batch (None: in this one), so that adding over micro-batches and ranks is exact
         logits(ids)              full logits, for parity and evaluation
         cache(rows, length), step(ids, cache) -> (B, V), flops() -> training flops of a row      (optional)
     from_hf(config, weights), to_hf(model), hf_types       conversion to and from Hugging Face's layout
@@ -28,21 +28,21 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
     fill(tokenizer)            optional: further Config fields that the tokenizer decides, as a dict
     finetune                   optional: what trains well from given weights (--init_from), in the place of the recipes
     summary(stats)             optional: what is reported, made of the summed stats (a ratio of two sums, say)
-    Model.before_step(step)    optional: called with the number of each step, and once before the optimizers are built; true
-                               if other parameters train from this step on
+    Model.before_step(step)    optional: called with the number of each step, and once before the optimizers are built;
+                               true if other parameters train from this step on
     hf_folders                 optional: {name: function like to_hf}, more models for folders inside an exported one
 
-Config fields named vocab_size, kind, n_labels, labels, no_answer, eot_id, pad_id, cls_id, sep_id, mask_id are filled from
-the data and its tokenizer. For labelled data a model file also defines
+Config fields named vocab_size, kind, n_labels, labels, no_answer, eot_id, pad_id, cls_id, sep_id, mask_id are filled
+from the data and its tokenizer. For labelled data a model file also defines
 
     kinds = ('text', 'labelled', ...)        the kinds of data it trains on
-    encode(example, tokenizer, config)       -> list of dicts, the rows of an example; batch finds them as draw.examples()
-    predict(model, arrays, examples, tokenizer) -> list of dicts, a row each: index, prediction, score (the best one counts)
+    encode(example, tokenizer, config) -> list of dicts, the rows of an example; batch finds them as draw.examples()
+    predict(model, arrays, examples, tokenizer) -> list of dicts, a row each: index, prediction, score (the best counts)
 
 What leaves `out_dir`: ckpt.pt (all that is needed to go on), best.pt, metrics.jsonl, log.txt, loss.svg.
 
-Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so the same command trains
-the same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
+Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so a command trains the
+same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
 """
 import contextlib, ctypes, dataclasses, difflib, importlib, inspect, json, math, os, platform, re, resource
 import shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
@@ -56,8 +56,7 @@ import torch.nn.functional as F
 
 import bpe, lora
 from data import metrics, text
-from data import rows as data_rows
-from data.rows import keyed
+from data.rows import keyed, tokens_in, training, validation
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -66,9 +65,9 @@ class Config:
     # run
     model: str = 'gpt'              # model file: gpt, bert, t5, electra, or your own NAME.py
     preset: str = ''                # one of the model file's presets (a size, or a whole speedrun)
-    data: str = 'stdlib'            # data/NAME.py, a prepared folder, or your text: file, folder, .jsonl, .gz; A+B mixes
-    mix_cap: int = 0                # --data=A+B+C: a part counts as no larger than this many examples (T5's K); 0 means no limit
-    mix_temperature: float = 1.0    # --data=A+B+C: 1 mixes by size, more evens the shares out
+    data: str = 'stdlib'            # data/NAME.py, a prepared folder, your own file, folder, .jsonl, .gz; A+B mixes
+    mix_cap: int = 0                # --data=A+B: a part counts as at most this many examples (T5's K); 0 means no limit
+    mix_temperature: float = 1.0    # --data=A+B: 1 mixes by size, more evens the shares out
     tokenizer: str = ''             # bpe, char, byte, gpt2, or a vocabulary file; '' takes the data set's own
     out_dir: str = ''               # where the run is written; '' means out/MODEL
     init_from: str = ''             # start from weights: an out_dir, a .pt file, or a Hugging Face folder
@@ -85,7 +84,7 @@ class Config:
     # batch and length
     batch_size: int = 64            # sequences of one optimizer step, over all devices
     micro_batch_size: int = 0       # sequences that one device holds at once; 0 means its whole share
-    group_by_length: bool = False   # labelled data: batches of examples of about one length, out of 16 batches: less padding
+    group_by_length: bool = False   # labelled data: sort each 16 batches by length, so that a batch needs less padding
     max_iters: int = 1000           # optimizer steps
     epochs: float = 0.0             # passes over the training data, in the place of max_iters; 0 means max_iters
     time_limit: float = 0.0         # stop after this many seconds of training; 0 means no limit
@@ -105,7 +104,7 @@ class Config:
     lora_bits: int = 0              # hold the frozen layers in 8 (int8) or 16 (bf16) bits; 0: as they are
     rslora: bool = False            # alpha / sqrt(rank) instead
     dora: bool = False              # DoRA: also learn the length of each row
-    merge: bool = False             # at the end write out_dir/merged.pt, a plain checkpoint with the adapter in its weights
+    merge: bool = False             # at the end write out_dir/merged.pt, a plain checkpoint, the adapter in its weights
     # optimizer
     optimizer: str = 'adamw'        # adamw, muon (for the matrices inside blocks; adamw for the rest), adafactor
     learning_rate: float = 6e-4     # peak learning rate of adamw
@@ -124,7 +123,7 @@ class Config:
     bias_correction: bool = True    # Adam's; BERT's own Adam goes without
     layer_decay: float = 1.0        # learning rate of each layer relative to the one above it, for fine-tuning
     freeze: int = 0                 # leave the embeddings and this many of the lowest layers as they are; 0 means none
-    unfreeze_interval: int = 0      # gradual unfreezing (ULMFiT): from the head down, one more layer every so many steps
+    unfreeze_interval: int = 0      # gradual unfreezing (ULMFiT): from the head down, a layer more every so many steps
     rms_scale: bool = False         # times max(1e-3, RMS(parameter)) on each learning rate: T5's cure (nanoT5)
 
 # ---------------------------------------------------------------------------------------------------- flags
@@ -134,21 +133,28 @@ def fields_of(cls):
     comments, group = {}, ''
     for line in inspect.getsource(cls).splitlines():
         if m := re.match(r'\s+# (.+)', line): group = m[1].strip()
-        elif m := re.match(r'\s+(\w+)\s*:[^#]*(?:#\s*(.*))?', line): comments.setdefault(m[1], (group, (m[2] or '').strip()))
+        elif m := re.match(r'\s+(\w+)\s*:[^#]*(?:#\s*(.*))?', line):
+            comments.setdefault(m[1], (group, (m[2] or '').strip()))
     return [(*comments.get(f.name, ('', '')), f) for f in dataclasses.fields(cls)]
 
 def value_of(name, kind, text):
     "the text of a flag as a value of its field's type"
     if text is None and kind is not bool: raise ValueError(f'--{name} needs a value: --{name}=...')
+    wanted = {bool: 'true or false', int: 'a whole number', float: 'a number'}
     try: return {'true': True, 'false': False}[(text or 'true').lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError): raise ValueError(f'--{name}={text}: expected ' + {bool: 'true or false', int: 'a whole number', float: 'a number'}[kind]) from None
+    except (KeyError, ValueError): raise ValueError(f'--{name}={text}: expected {wanted[kind]}') from None
+
+def scripts_with(start):
+    "the names of the scripts beside this one that have a line which starts so"
+    read = lambda f: open(os.path.join(HERE, f), encoding='utf-8').read()
+    return sorted(f[:-3] for f in os.listdir(HERE) if f.endswith('.py') and '\n' + start in read(f))
 
 def import_model(name):
     "the module of a model file, checked against the protocol"
-    have = sorted(f[:-3] for f in os.listdir(HERE) if f.endswith('.py') and 'def from_hf(' in open(os.path.join(HERE, f)).read())
     for folder in (HERE, os.getcwd()):
         if folder not in sys.path: sys.path.insert(0, folder)
     if not name.isidentifier() or not any(os.path.exists(os.path.join(d, name + '.py')) for d in (os.getcwd(), HERE)):
+        have = scripts_with('def from_hf(')
         raise ValueError(f'--model={name}: no file {name}.py here; model files: {", ".join(have)}{nearest(name, have)}')
     file = importlib.import_module(name)
     if missing := [n for n in ('Config', 'presets', 'batch', 'Model', 'from_hf', 'to_hf') if not hasattr(file, n)]:
@@ -164,7 +170,8 @@ def split_flags(argv):
     given, words = {}, list(argv)
     while words:
         word = words.pop(0)
-        if not word.startswith('--') and word != '-h': raise ValueError(f'unexpected argument {word!r}: flags are written --name=value (see --help)')
+        if not word.startswith('--') and word != '-h':
+            raise ValueError(f'unexpected argument {word!r}: flags are written --name=value (see --help)')
         name, eq, value = word.lstrip('-').partition('=')
         name = name.replace('-', '_')
         if name in ('h', 'help'): name, value = 'help', None
@@ -173,43 +180,60 @@ def split_flags(argv):
     return given
 
 def parse(argv):
-    """flags -> Config, model file, its Config's values, the given flags, what differs from the defaults, the checkpoint to
-    resume or {}. Raises ValueError on a user's mistake."""
+    """flags -> Config, model file, its Config's values, the given flags, what differs from the defaults, the checkpoint
+    to resume or {}. Raises ValueError on a user's mistake."""
     mine = {f.name: f.default for f in dataclasses.fields(Config)}
     given, saved = split_flags(argv), {}
     if value_of('resume', bool, given.get('resume', 'false')):
         saved = load_checkpoint(given.setdefault('out_dir', 'out/' + given.get('model', mine['model'])))
-        if given.setdefault('model', saved['model_name']) != saved['model_name']: raise ValueError(f'--resume: {given["out_dir"]} holds a run of --model={saved["model_name"]}, not {given["model"]}')
+        had = saved['model_name']
+        if given.setdefault('model', had) != had:
+            raise ValueError(f'--resume: {given["out_dir"]} holds a run of --model={had}, not {given["model"]}')
     model = given.get('model', mine['model'])
     file = import_model(model)
     own = {f.name: f.default for f in dataclasses.fields(file.Config) if f.name not in mine}
     base = {**own, **mine}
-    if unknown := [n for n in given if n not in base and n != 'help']: raise ValueError(f'unknown flag --{unknown[0]}{nearest(unknown[0], list(base), "--")} (--help lists all)')
+    if unknown := [n for n in given if n not in base and n != 'help']:
+        raise ValueError(f'unknown flag --{unknown[0]}{nearest(unknown[0], list(base), "--")} (--help lists all)')
     flags = {n: value_of(n, type(base[n]), text) for n, text in given.items() if n != 'help'}
     recipe, presets = getattr(file, 'recipe', {}), file.presets
-    preset = flags.get('preset', saved['train']['preset'] if saved else '' if flags.get('init_from') else recipe.get('preset', ''))
-    if preset and preset not in presets: raise ValueError(f'--preset={preset}: {model}.py has {", ".join(presets)}{nearest(preset, presets)}')
-    values = {**base, **recipe, **presets.get(preset, {}), **getattr(file, 'recipes', {}).get(preset, {}), 'preset': preset}
-    if flags.get('init_from') and not saved: values = {**base, **presets.get(preset, {}), **getattr(file, 'finetune', recipe), 'preset': preset}
-    if unknown := set(values) - set(base): raise ValueError(f'{model}.py: the recipe or preset {preset!r} sets {unknown.pop()}, which is a field of neither Config')
+    usual = saved['train']['preset'] if saved else '' if flags.get('init_from') else recipe.get('preset', '')
+    preset = flags.get('preset', usual)
+    if preset and preset not in presets:
+        raise ValueError(f'--preset={preset}: {model}.py has {", ".join(presets)}{nearest(preset, presets)}')
+    values = {**base, **recipe, **presets.get(preset, {}), **getattr(file, 'recipes', {}).get(preset, {})}
+    if flags.get('init_from') and not saved:
+        values = {**base, **presets.get(preset, {}), **getattr(file, 'finetune', recipe)}
+    values['preset'] = preset
+    if unknown := set(values) - set(base):
+        raise ValueError(f'{model}.py: the recipe or preset {preset!r} sets {unknown.pop()}, a field of neither Config')
     if saved:
-        if changed := [n for n in flags if n in own and flags[n] != saved['config'][n]]: raise ValueError(
-            f'--resume: --{changed[0]}={flags[changed[0]]}, but the run has {saved["config"][changed[0]]}: leave it out, or start a new run with --init_from={given["out_dir"]}')
+        if changed := [n for n in flags if n in own and flags[n] != saved['config'][n]]:
+            n, had = changed[0], saved['config'][changed[0]]
+            raise ValueError(f'--resume: --{n}={flags[n]}, but the run has {had}: leave it out, '
+                             f'or start a new run with --init_from={given["out_dir"]}')
         values = {**values, **saved['train'], **saved['config'], 'export_hf': ''}
     values = {**values, **flags}
     if 'max_iters' in flags and 'epochs' not in flags: values['epochs'] = 0.0
-    values['out_dir'] = values['out_dir'] or 'out/' + model + '-' * bool(values['init_from']) + re.sub(r'\W+', '-', os.path.basename(values['data'].rstrip('/'))) * bool(values['init_from'])
+    if not values['out_dir']:
+        data = re.sub(r'\W+', '-', os.path.basename(values['data'].rstrip('/')))
+        values['out_dir'] = f'out/{model}-{data}' if values['init_from'] else f'out/{model}'
     if 'help' in given:
         print_help(file, values)
         raise SystemExit(0)
     for n in ('new_weights', 'baseline'):
         if values[n] and not values['init_from']: raise ValueError(f'--{n} compares with weights: add --init_from=RUN')
     config = Config(**{n: values[n] for n in mine})
-    for n, allowed in dict(optimizer='adamw muon adafactor', lr_schedule='cosine linear inverse_sqrt constant wsd', dtype='auto bfloat16 float16 float32', compile='auto true false', log_to=' wandb tensorboard').items():
-        if values[n].lower() not in allowed.split(' '): raise ValueError(f'--{n}={values[n]}: expected one of {", ".join(allowed.split())}{nearest(values[n], allowed.split())}')
+    choices = dict(optimizer='adamw muon adafactor', lr_schedule='cosine linear inverse_sqrt constant wsd',
+                   dtype='auto bfloat16 float16 float32', compile='auto true false', log_to=' wandb tensorboard')
+    for n, allowed in choices.items():
+        if values[n].lower() not in allowed.split(' '):
+            names = allowed.split()
+            raise ValueError(f'--{n}={values[n]}: expected one of {", ".join(names)}{nearest(values[n], names)}')
     for n in ('batch_size', 'log_interval', 'learning_rate'):
         if values[n] <= 0: raise ValueError(f'--{n}={values[n]}: expected more than 0')
-    return config, file, {n: values[n] for n in own}, flags, {n: v for n, v in values.items() if v != base[n] and n not in ('model', 'out_dir', 'resume')}, saved
+    changed = {n: v for n, v in values.items() if v != base[n] and n not in ('model', 'out_dir', 'resume')}
+    return config, file, {n: values[n] for n in own}, flags, changed, saved
 
 def print_help(file, values):
     name = file.__name__ + f' --preset={values["preset"]}' * bool(values['preset'])
@@ -221,13 +245,14 @@ def print_help(file, values):
             if cls is not Config and field.name in mine: continue
             if group != last: print('\n' + group)
             last = group
-            print(f'  --{field.name}={values[field.name]}'.ljust(34), text + f' (default {field.default!r})' * (values[field.name] != field.default))
+            usual = f' (default {field.default!r})' if values[field.name] != field.default else ''
+            print(f'  --{field.name}={values[field.name]}'.ljust(34), text + usual)
     print(f'\npresets of {file.__name__}.py: {", ".join(file.presets)}')
 
 # ---------------------------------------------------------------------------------------------------- optimizers
 
 def orthogonalize(g, steps=5):
-    "Newton-Schulz iteration towards U V^T of g = U S V^T (Jordan 2024). bf16 on CUDA; fp32 on CPUs, which lack bf16 units"
+    "Newton-Schulz iteration towards U V^T of g = U S V^T (Jordan 2024): bf16 on CUDA; fp32 on CPUs (no bf16 units)"
     x = g.bfloat16() if g.is_cuda else g.float()
     tall = x.size(-2) > x.size(-1)
     if tall: x = x.mT
@@ -238,8 +263,8 @@ def orthogonalize(g, steps=5):
     return (x.mT if tall else x).to(g.dtype)
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan 2024, kellerjordan.github.io/posts/muon). For matrices inside blocks. Equal shapes go
-    through the iteration together; a parameter with `parts` (fused q, k, v) is orthogonalised part by part."""
+    """Momentum, orthogonalised (Jordan 2024, kellerjordan.github.io/posts/muon). For matrices inside blocks. Those of
+    one shape go through the iteration together; one with `parts` (fused q, k, v) is orthogonalised part by part."""
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
@@ -255,7 +280,8 @@ class Muon(torch.optim.Optimizer):
                 full = u.full_tensor() if hasattr(u, 'full_tensor') else u
                 out = torch.empty_like(full)
                 parts = getattr(p, 'parts', None) or [len(full)]
-                for o, part in zip(out.split(parts), full.split(parts)): pieces.setdefault(part.shape, []).append((o, part))
+                for o, part in zip(out.split(parts), full.split(parts)):
+                    pieces.setdefault(part.shape, []).append((o, part))
                 p.grad = None; state['_update'] = out
             for shape, pairs in pieces.items():
                 new = orthogonalize(torch.stack([x for _, x in pairs])) * max(1, shape[0] / shape[1]) ** 0.5
@@ -281,14 +307,16 @@ class Adam(torch.optim.AdamW):
             if not self.bias_correction:
                 t = 1 + int(self.state[g['params'][0]].get('step', 0))
                 one, two = 1 - g['betas'][0] ** t, (1 - g['betas'][1] ** t) ** 0.5
-                g['lr'], g['weight_decay'], g['eps'] = g['lr'] * one / two, g['weight_decay'] * two / one, g['eps'] / two
+                g['lr'], g['eps'] = g['lr'] * one / two, g['eps'] / two
+                g['weight_decay'] = g['weight_decay'] * two / one
         try: return super().step(closure)
         finally:
             for g, (g['lr'], g['weight_decay'], g['eps']) in zip(self.param_groups, plain): pass
 
 def like(t, p):
     "a whole tensor, laid out over the ranks as parameter p is"
-    return torch.distributed.tensor.distribute_tensor(t, p.device_mesh, p.placements) if hasattr(p, 'device_mesh') else t
+    if not hasattr(p, 'device_mesh'): return t
+    return torch.distributed.tensor.distribute_tensor(t, p.device_mesh, p.placements)
 
 def whole(t, device='cpu'):
     "a tensor that may be spread over the ranks, whole, on the device"
@@ -299,22 +327,28 @@ def make_optimizers(model, config, device):
     depth = getattr(model, 'depth_of', lambda name: 0)
     depths = {p: depth(n) for n, p in model.named_parameters()}
     top = max(depths.values())
-    if (config.freeze or config.unfreeze_interval or config.layer_decay != 1) and not top: raise ValueError('--freeze, --unfreeze_interval and --layer_decay need a model file whose Model has depth_of(name)')
-    if config.freeze and not 0 < config.freeze < top: raise ValueError(f'--freeze={config.freeze}: the model has {top - 1} layers; expected 1 to {top - 1}')
+    if (config.freeze or config.unfreeze_interval or config.layer_decay != 1) and not top:
+        raise ValueError('--freeze, --unfreeze_interval and --layer_decay need a Model that has depth_of(name)')
+    if config.freeze and not 0 < config.freeze < top:
+        raise ValueError(f'--freeze={config.freeze}: the model has {top - 1} layers; expected 1 to {top - 1}')
     for p, d in depths.items(): p.requires_grad_(p.requires_grad and not 0 < config.freeze >= d)
     for m in model.modules():                        # here, because sharding makes new parameters
         if hasattr(m, 'parts'): m.weight.parts = list(m.parts.values())
     inside = {p for m in model.modules() if isinstance(m, nn.ModuleList) for p in m.parameters() if p.ndim == 2}
     def groups(params, peak):
         kinds = sorted({(p.ndim >= 2, depths[p]) for p in params})
-        return [dict(params=[p for p in params if (p.ndim >= 2, depths[p]) == (decays, d)], weight_decay=config.weight_decay * decays,
-                     peak=peak * config.layer_decay ** (top - d), start=(top - d) * config.unfreeze_interval) for decays, d in kinds]
-    params = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer == 'adafactor': return [torch.optim.Adafactor(groups(params, config.learning_rate), lr=config.learning_rate)]
-    muon = [p for p in params if p in inside] if config.optimizer == 'muon' and not config.lora_rank else []      # adapters are no matrices to orthogonalise
-    rest = [p for p in params if not muon or p not in inside]
-    adam = [Adam(groups(rest, config.learning_rate), config.rms_scale, config.bias_correction, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)] if rest else []
-    return ([Muon(groups(muon, config.muon_lr), config.muon_lr, config.momentum)] if muon else []) + adam
+        return [dict(params=[p for p in params if (p.ndim >= 2, depths[p]) == (decays, d)],
+                     weight_decay=config.weight_decay * decays, peak=peak * config.layer_decay ** (top - d),
+                     start=(top - d) * config.unfreeze_interval) for decays, d in kinds]
+    params, lr = [p for p in model.parameters() if p.requires_grad], config.learning_rate
+    if config.optimizer == 'adafactor': return [torch.optim.Adafactor(groups(params, lr), lr=lr)]
+    if config.optimizer != 'muon' or config.lora_rank: inside = ()    # adapters are no matrices to orthogonalise
+    muon, rest = [p for p in params if p in inside], [p for p in params if p not in inside]
+    optimizers = []
+    if muon: optimizers.append(Muon(groups(muon, config.muon_lr), config.muon_lr, config.momentum))
+    if rest: optimizers.append(Adam(groups(rest, lr), config.rms_scale, config.bias_correction, lr=lr,
+                                    betas=(config.beta1, config.beta2), eps=config.eps, fused=True))
+    return optimizers
 
 def lr_at(step, config):
     "share of the peak learning rate at `step`, counted from 0"
@@ -341,48 +375,65 @@ def write_atomic(path, write):
         with contextlib.suppress(OSError): os.remove(tmp)
         raise
 
-SAFE = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64, 'I32': torch.int32,
-        'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
+SAFE = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
+        'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
+
+def first_line(error): return (str(error).splitlines() or [type(error).__name__])[0]
 
 def read_safetensors(path):
-    "the file's tensors by name. The format: 8 bytes of header length, a JSON header, the buffers. Raises ValueError if it lies"
-    size = os.path.getsize(path)
+    "the file's tensors by name. The format: 8 bytes of header length, a JSON header, buffers. ValueError if it lies"
+    size, wrong = os.path.getsize(path), lambda why: ValueError(f'{path}: not a safetensors file ({why})')
     with open(path, 'rb') as f:
         n = int.from_bytes(f.read(8), 'little')
-        if size < 8 or n > min(size - 8, 100_000_000): raise ValueError(f'{path}: not a safetensors file (a header of {n} bytes in {size} bytes)')
+        if size < 8 or n > min(size - 8, 100_000_000): raise wrong(f'a header of {n} bytes in {size} bytes')
         try: header = json.loads(f.read(n))
-        except (ValueError, RecursionError): raise ValueError(f'{path}: not a safetensors file (its header is no JSON)') from None
-    if not isinstance(header, dict): raise ValueError(f'{path}: not a safetensors file (its header is no JSON object)')
-    data, out, last = np.memmap(path, np.uint8, 'r', offset=8 + n) if size > 8 + n else np.zeros(0, np.uint8), {}, 0
+        except (ValueError, RecursionError): raise wrong('its header is no JSON') from None
+    if not isinstance(header, dict): raise wrong('its header is no JSON object')
     header.pop('__metadata__', None)
-    try: entries = sorted(((*e['data_offsets'], name, SAFE[e['dtype']], tuple(e['shape'])) for name, e in header.items()), key=lambda e: e[:2])
-    except (KeyError, TypeError, ValueError): raise ValueError(f'{path}: a tensor\'s entry lacks a known dtype, shape or data_offsets') from None
+    try:
+        entries = [(*e['data_offsets'], name, SAFE[e['dtype']], tuple(e['shape'])) for name, e in header.items()]
+        entries.sort(key=lambda entry: entry[:2])
+    except (KeyError, TypeError, ValueError):
+        raise wrong("a tensor's entry lacks a known dtype, shape or data_offsets") from None
+    data, out, last = np.memmap(path, np.uint8, 'r', offset=8 + n) if size > 8 + n else np.zeros(0, np.uint8), {}, 0
     for a, b, name, dtype, shape in entries:
-        if not all(type(x) is int and x >= 0 for x in (a, b, *shape)) or a != last or b > len(data) or b - a != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f'{path}: tensor {name} of shape {list(shape)} claims bytes {a} to {b} of {len(data)}; the file is cut short or corrupt')
-        out[name], last = torch.frombuffer(bytearray(data[a:b]), dtype=dtype).view(shape) if b > a else torch.empty(shape, dtype=dtype), b
+        numbers = all(type(x) is int and x >= 0 for x in (a, b, *shape))
+        if not numbers or a != last or b > len(data) or b - a != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f'{path}: tensor {name} of shape {list(shape)} claims bytes {a} to {b} of {len(data)}; '
+                             'the file is cut short or corrupt')
+        flat = torch.frombuffer(bytearray(data[a:b]), dtype=dtype) if b > a else torch.empty(0, dtype=dtype)
+        out[name], last = flat.view(shape), b
     return out
 
 def write_safetensors(path, tensors):
     kinds, header, at = {v: k for k, v in SAFE.items()}, {'__metadata__': {'format': 'pt'}}, 0
     for name, t in tensors.items():
-        header[name] = dict(dtype=kinds[t.dtype], shape=list(t.shape), data_offsets=[at, at := at + t.numel() * t.element_size()])
+        start, at = at, at + t.numel() * t.element_size()
+        header[name] = dict(dtype=kinds[t.dtype], shape=list(t.shape), data_offsets=[start, at])
     head = json.dumps(header).encode()
     head += b' ' * (-len(head) % 8)
     def write(f):
         f.write(len(head).to_bytes(8, 'little') + head)
-        for t in tensors.values(): f.write(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b'')
+        for t in tensors.values():
+            if t.numel(): f.write(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     write_atomic(path, write)
 
 def load_checkpoint(path):
     "an out_dir or a .pt file -> its dict, on the CPU"
     if os.path.isdir(path):
         folder, path = path, os.path.join(path, 'ckpt.pt')
-        if not os.path.exists(path): raise FileNotFoundError(f'no checkpoint in {folder}: expected {path}; train first: python train.py --out_dir={folder}')
-    if not os.path.exists(path): raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder, or train first: python train.py --out_dir={path}')
+        if not os.path.exists(path):
+            raise FileNotFoundError(f'no checkpoint in {folder}: expected {path}; '
+                                    f'train first: python train.py --out_dir={folder}')
+    if not os.path.exists(path):
+        raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder, '
+                                f'or train first: python train.py --out_dir={path}')
     try: saved = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception as e: raise ValueError(f'{path}: cannot be read as a checkpoint ({str(e).splitlines()[0][:100]}); it is cut short or of another program') from None
-    if not isinstance(saved, dict) or not {'model', 'config', 'model_name'} <= set(saved): raise ValueError(f'{path}: not a checkpoint of this trainer (it lacks model, config or model_name)')
+    except Exception as e:
+        raise ValueError(f'{path}: cannot be read as a checkpoint ({first_line(e)[:100]}); '
+                         'it is cut short or of another program') from None
+    if not isinstance(saved, dict) or not {'model', 'config', 'model_name'} <= set(saved):
+        raise ValueError(f'{path}: not a checkpoint of this trainer (it lacks model, config or model_name)')
     return saved
 
 def read_hf(folder):
@@ -390,20 +441,24 @@ def read_hf(folder):
     where = lambda name: os.path.join(folder, name)
     try: config = json.load(open(where('config.json'), encoding='utf-8'))
     except ValueError: raise ValueError(f'{where("config.json")}: not JSON') from None
-    for name, read in (('model.safetensors', read_safetensors), ('pytorch_model.bin', lambda p: torch.load(p, map_location='cpu', weights_only=True))):
-        if os.path.exists(where(name + '.index.json')): names = sorted(set(json.load(open(where(name + '.index.json')))['weight_map'].values()))
+    read_bin = lambda path: torch.load(path, map_location='cpu', weights_only=True)
+    for name, read in (('model.safetensors', read_safetensors), ('pytorch_model.bin', read_bin)):
+        index = where(name + '.index.json')
+        if os.path.exists(index): names = sorted(set(json.load(open(index))['weight_map'].values()))
         elif os.path.exists(where(name)): names = [name]
         else: continue
-        if bad := [n for n in names if os.path.basename(n) != n or not os.path.exists(where(n))]: raise FileNotFoundError(f'{folder}: the shard {bad[0]} is missing')
+        if bad := [n for n in names if os.path.basename(n) != n or not os.path.exists(where(n))]:
+            raise FileNotFoundError(f'{folder}: the shard {bad[0]} is missing')
         return config, {k: v for n in names for k, v in read(where(n)).items()}
     raise FileNotFoundError(f'{folder}: has a config.json but neither model.safetensors nor pytorch_model.bin')
 
 def hf_file(config):
     "the model file that understands this config.json: its hf_types names the model_type. Ours come before your copies"
-    files = [f[:-3] for f in os.listdir(HERE) if f.endswith('.py') and re.search('^hf_types =', open(os.path.join(HERE, f), encoding='utf-8').read(), re.M)]
-    known = {t: n for n in sorted(files, key=lambda n: (n in ('gpt', 'bert', 't5', 'electra'), n)) for t in import_model(n).hf_types}
-    if config.get('model_type') not in known: raise ValueError(f'config.json has model_type {config.get("model_type")!r}; known: {", ".join(sorted(known))}')
-    return import_model(known[config['model_type']])
+    names = sorted(scripts_with('hf_types ='), key=lambda n: n in ('gpt', 'bert', 't5', 'electra'))
+    known = {t: n for n in names for t in import_model(n).hf_types}      # the last one counts
+    if (kind := config.get('model_type')) not in known:
+        raise ValueError(f'config.json has model_type {kind!r}; known: {", ".join(sorted(known))}')
+    return import_model(known[kind])
 
 def load_parts(path):
     "-> (model file, its Config, state dict, tokenizer or None) of an out_dir, a .pt file or a Hugging Face folder"
@@ -420,9 +475,11 @@ def load_parts(path):
     saved = load_checkpoint(path)
     file = import_model(saved['model_name'])
     known = {f.name for f in dataclasses.fields(file.Config)}
-    if extra := set(saved['config']) - known: raise ValueError(f'{path}: was made with another {saved["model_name"]}.py, whose Config has {", ".join(sorted(extra))} (its text is the checkpoint\'s key "source")')
+    if extra := set(saved['config']) - known:
+        raise ValueError(f'{path}: was made with another {saved["model_name"]}.py, whose Config has '
+                         f'{", ".join(sorted(extra))} (its text is the checkpoint\'s key "source")')
     config = file.Config(**saved['config'])
-    if 'lora' in saved:                              # an adapter alone: opened as the plain model that it makes of its base
+    if 'lora' in saved:                              # an adapter alone, which makes a plain model of its base
         model = build_model(file, config, load_parts(saved['train']['init_from'])[2], path, 0, new_task=True)
         lora.load_state(model, saved['lora'], saved['model'])
         lora.merge(model, unload=True)
@@ -434,7 +491,7 @@ def load_weights(model, weights, origin):
     try: model.load_state_dict(weights, strict=True)
     except RuntimeError as e:
         lines = [l.strip() for l in str(e).splitlines() if l.strip()]
-        raise ValueError(f'{origin}: the weights do not fit the model: {lines[1] if len(lines) > 1 else lines[0]}') from None
+        raise ValueError(f'{origin}: the weights do not fit the model: {lines[:2][-1]}') from None
 
 def load_model(path, device='cpu'):
     """-> (model in eval mode, tokenizer or None). path: an out_dir, a .pt file, or a folder in the Hugging Face layout.
@@ -445,49 +502,57 @@ def load_model(path, device='cpu'):
     return model.to(device).eval(), tokenizer
 
 def export_hf(file, model, tokenizer, folder, convert=None):
-    "write config.json, model.safetensors and, where the format can hold it, the tokenizer; further models into folders of it"
+    "write config.json, model.safetensors and, if the format can hold it, the tokenizer; further models into subfolders"
     config, weights = (convert or file.to_hf)(model) or (None, None)
     if config is None: return
-    for name, other in getattr(file, 'hf_folders', {}).items() if not convert else (): export_hf(file, model, tokenizer, os.path.join(folder, name), other)
+    further = {} if convert else getattr(file, 'hf_folders', {})
+    for name, other in further.items(): export_hf(file, model, tokenizer, os.path.join(folder, name), other)
     os.makedirs(folder, exist_ok=True)
     write_safetensors(os.path.join(folder, 'model.safetensors'), {k: v.contiguous() for k, v in weights.items()})
     write_atomic(os.path.join(folder, 'config.json'), lambda f: f.write(json.dumps(config, indent=2).encode()))
     if tokenizer:
-        try: tokenizer.save_hf(folder)
-        except ValueError as e: print(f'{folder}: without a tokenizer ({e})')      # a format that transformers has no file for
+        try: tokenizer.save_hf(folder)               # transformers has no file for some formats
+        except ValueError as e: print(f'{folder}: without a tokenizer ({e})')
 
 def draw_curve(path, rows, title):
     "metrics rows -> an SVG of training and validation loss against steps that any browser opens"
-    train, val = ([(r['step'], r[k]) for r in rows if k in r and math.isfinite(r[k])] for k in ('train_loss', 'val_loss'))
-    points = train + val
-    if not points: return
+    points = lambda key: [(r['step'], r[key]) for r in rows if key in r and math.isfinite(r[key])]
+    train, val = points('train_loss'), points('val_loss')
+    if not train + val: return
     W, H, L, R, T, B = 760, 420, 60, 20, 40, 45
-    x1, ys = max(1, max(x for x, _ in points)), [y for _, y in points]
+    x1, ys = max(1, max(x for x, _ in train + val)), [y for _, y in train + val]
     lo, hi = min(ys), max(ys)
     lo, hi = lo - 0.03 * (hi - lo or 1), hi + 0.03 * (hi - lo or 1)
     X, Y = lambda x: L + (W - L - R) * x / x1, lambda y: H - B - (H - T - B) * (y - lo) / (hi - lo)
     def ticks(a, b, n=6):
-        raw = (b - a) / n
-        unit = next(m * 10 ** math.floor(math.log10(raw)) for m in (1, 2, 5, 10) if m * 10 ** math.floor(math.log10(raw)) >= raw)
+        power = 10 ** math.floor(math.log10((b - a) / n))
+        unit = next(m * power for m in (1, 2, 5, 10) if m * power >= (b - a) / n)
         return [i * unit for i in range(math.ceil(a / unit), math.floor(b / unit) + 1)]
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {H}" font-family="sans-serif" font-size="12"><rect width="{W}" height="{H}" fill="white"/>',
-           f'<text x="{L}" y="22" font-size="14" font-weight="bold">{title}</text>']
-    for t in ticks(lo, hi): out.append(f'<line x1="{L}" x2="{W - R}" y1="{Y(t):.1f}" y2="{Y(t):.1f}" stroke="#e4e4e4"/><text x="{L - 8}" y="{Y(t) + 4:.1f}" text-anchor="end">{t:.3g}</text>')
-    for t in ticks(0, x1): out.append(f'<text x="{X(t):.1f}" y="{H - B + 18}" text-anchor="middle">{t:g}</text>')
-    out.append(f'<line x1="{L}" x2="{W - R}" y1="{H - B}" y2="{H - B}" stroke="black"/><text x="{(L + W - R) / 2}" y="{H - 8}" text-anchor="middle">optimizer steps</text>')
-    for name, line, color, dots, at in (('training loss', train, '#9ab8d8', False, 250), ('validation loss', val, '#c0392b', True, 120)):
+    words = lambda x, y, text, how='text-anchor="middle"': f'<text x="{x:.1f}" y="{y:.1f}" {how}>{text}</text>'
+    rule = lambda y, color: f'<line x1="{L}" x2="{W - R}" y1="{y:.1f}" y2="{y:.1f}" stroke="{color}"/>'
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {H}" font-family="sans-serif" font-size="12">',
+           f'<rect width="{W}" height="{H}" fill="white"/>', words(L, 22, title, 'font-size="14" font-weight="bold"')]
+    for t in ticks(lo, hi): out += [rule(Y(t), '#e4e4e4'), words(L - 8, Y(t) + 4, f'{t:.3g}', 'text-anchor="end"')]
+    for t in ticks(0, x1): out.append(words(X(t), H - B + 18, f'{t:g}'))
+    out += [rule(H - B, 'black'), words((L + W - R) / 2, H - 8, 'optimizer steps')]
+    for name, line, color, at in (('training loss', train, '#9ab8d8', 250), ('validation loss', val, '#c0392b', 120)):
         if not line: continue
-        out.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{" ".join(f"{X(x):.1f},{Y(y):.1f}" for x, y in line)}"/>')
-        if dots: out += [f'<circle cx="{X(x):.1f}" cy="{Y(y):.1f}" r="2.6" fill="{color}"><title>step {x}: {y:.4f}</title></circle>' for x, y in line]
-        out.append(f'<text x="{W - R - at}" y="22" fill="{color}">{name} {line[-1][1]:.3f}</text>')
+        places = ' '.join(f'{X(x):.1f},{Y(y):.1f}' for x, y in line)
+        out += [f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{places}"/>',
+                words(W - R - at, 22, f'{name} {line[-1][1]:.3f}', f'fill="{color}"')]
+    for x, y in val:                                 # dots that tell their numbers
+        out.append(f'<circle cx="{X(x):.1f}" cy="{Y(y):.1f}" r="2.6" fill="#c0392b">'
+                   f'<title>step {x}: {y:.4f}</title></circle>')
     write_atomic(path, lambda f: f.write('\n'.join(out + ['</svg>']).encode()))
 
 # ---------------------------------------------------------------------------------------------------- the run
 
-PEAK = {'B200': 2250e12, 'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12}   # bf16 dense FLOP/s, data sheets
+# bf16 dense FLOP/s, from data sheets
+PEAK = {'B200': 2250e12, 'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12,
+        'RTX 3090': 71e12}
 
 class Log:
-    "what a person sees, and metrics.jsonl, log.txt and loss.svg; silent on all ranks but the first. step < 0: a new run"
+    "what a person sees, metrics.jsonl, log.txt and loss.svg; silent on all ranks but the first. step < 0: a new run"
     def __init__(self, folder, on, step, send=''):
         self.on, self.folder, self.rows, self.wide, self.wandb, self.board = on, folder, [], 0, None, None
         if not on: return
@@ -497,7 +562,8 @@ class Log:
                 with contextlib.suppress(ValueError): self.rows.append(json.loads(line))
             self.rows = [r for r in self.rows if r['step'] <= step]
         write_atomic(path, lambda f: f.write(''.join(json.dumps(r) + '\n' for r in self.rows).encode()))
-        self.jsonl, self.text = open(path, 'a', encoding='utf-8'), open(os.path.join(folder, 'log.txt'), 'w' if step < 0 else 'a', encoding='utf-8')
+        self.jsonl = open(path, 'a', encoding='utf-8')
+        self.text = open(os.path.join(folder, 'log.txt'), 'w' if step < 0 else 'a', encoding='utf-8')
         if send == 'wandb':
             import wandb
             self.wandb = wandb.init(project='flatformers', name=folder)
@@ -528,58 +594,95 @@ class Log:
         with contextlib.suppress(OSError):
             if self.on: draw_curve(os.path.join(self.folder, 'loss.svg'), self.rows, title)
 
+def readable(name):
+    known = {'val_loss': 'validation loss', 'val_bpb': 'bits per byte'}
+    return known.get(name, name.removeprefix('val_').replace('_', ' '))
+
+def span(seconds):
+    if seconds < 100: return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'
+
+def note_start(log, file, config, values, folder, meta, argv, saved):
+    "what log.txt begins with: the command, versions, checksums, settings and, of a new run, the scripts themselves"
+    log.note(f'#### {time.ctime()}: python train.py {" ".join(argv)}\n'
+             f'# python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, '
+             f'{platform.platform()}, git {git_revision()}\n'
+             f'# data {folder}: {json.dumps(meta["sha256"])}\n'
+             f'# train {json.dumps(dataclasses.asdict(config))}\n# model {json.dumps(values)}')
+    if saved: return
+    for path in (os.path.abspath(__file__), file.__file__):
+        log.note(f'#### {os.path.basename(path)}\n{open(path, encoding="utf-8").read()}')
+    log.note('#### run')
+
+def say_result(log, result, goal, best, began):
+    "the last lines: what the run took, what it reached, what to type next. goal, best: names of numbers in the result"
+    out, seconds, memory = result['out_dir'], result['train_seconds'], result['peak_memory_mb'] / 1024
+    log.say(f'{result["steps"]} steps, {result["tokens"]:,} tokens in {span(seconds)} of training '
+            f'({span(time.time() - began)} in all, peak memory {memory:.2f} GB)')
+    common = [v for k, v in result.items() if k.startswith('commonest_')][:1]
+    log.say(f'best {readable(goal)} {result[best]:.4f}'
+            + ''.join(f' (the commonest class alone: {v:.4f})' for v in common)
+            + ''.join(f', last {readable(k)} {result[k]:.4f}' for k in (goal, 'val_bpb') if k in result))
+    log.say(f'curve: {out}/loss.svg | use it: python sample.py --out_dir={out} | '
+            f'go on: python train.py --resume --out_dir={out} --max_iters={2 * max(result["steps"], 1)}')
+
 def git_revision():
-    try: return subprocess.run(['git', '-C', HERE, 'describe', '--always', '--dirty'], capture_output=True, text=True).stdout.strip() or 'none'
+    command = ['git', '-C', HERE, 'describe', '--always', '--dirty']
+    try: return subprocess.run(command, capture_output=True, text=True).stdout.strip() or 'none'
     except OSError: return 'none'
 
 def pick_device(name):
     local = int(os.environ.get('LOCAL_RANK', 0))
-    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try: device = torch.device(name)
     except RuntimeError: raise ValueError(f'--device={name}: expected auto, cpu, cuda, cuda:N or mps') from None
     if device.type == 'cuda':
-        if not torch.cuda.is_available(): raise ValueError(f'--device={name}: this torch ({torch.__version__}) sees no CUDA device; use --device=cpu')
+        if not torch.cuda.is_available():
+            raise ValueError(f'--device={name}: this torch ({torch.__version__}) sees no CUDA device; use --device=cpu')
         device = torch.device('cuda', local if device.index is None else device.index)
-        if device.index >= torch.cuda.device_count(): raise ValueError(f'--device={device}: there are {torch.cuda.device_count()} GPUs (0 to {torch.cuda.device_count() - 1})')
+        if device.index >= (n := torch.cuda.device_count()):
+            raise ValueError(f'--device={device}: there are {n} GPUs (0 to {n - 1})')
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    elif device.type == 'cpu':                       # keep large blocks (logits) in the process: fresh pages cost up to a third of a step
+    elif device.type == 'cpu':
+        # keep large blocks (logits) in the process: fresh pages cost up to a third of a step
         with contextlib.suppress(OSError, AttributeError, TypeError):
             libc = ctypes.CDLL(None)
             libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)            # glibc's M_MMAP_MAX, M_TRIM_THRESHOLD
     elif device.type != 'mps': raise ValueError(f'--device={name}: expected auto, cpu, cuda, cuda:N or mps')
     return device
 
+def peak_memory(device):                             # in MB
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
+
 def attention_backend(run):
     "the name of the kernel that scaled_dot_product_attention picks while run() runs"
-    seen, real = [], F.scaled_dot_product_attention
+    seen, real = set(), F.scaled_dot_product_attention
     def spy(*a, **kw):
-        with contextlib.suppress(Exception):
-            q, k, v, mask, drop, causal = (*a, None, 0.0, False)[:6] if len(a) == 3 else (*a, *(None, 0.0, False)[len(a) - 3:])
-            seen.append(torch._fused_sdp_choice(q, k, v, kw.get('attn_mask', mask), kw.get('dropout_p', drop), kw.get('is_causal', causal), scale=kw.get('scale'), enable_gqa=kw.get('enable_gqa', False)))
+        with contextlib.suppress(Exception): seen.add(torch.nn.attention.SDPBackend(torch._fused_sdp_choice(*a, **kw)))
         return real(*a, **kw)
     F.scaled_dot_product_attention = spy
     try: run()
     finally: F.scaled_dot_product_attention = real
-    return ', '.join(sorted({torch.nn.attention.SDPBackend(c).name.lower().replace('_attention', '') for c in seen})) or 'unknown'
-
-def readable(name): return {'val_loss': 'validation loss', 'val_bpb': 'bits per byte'}.get(name, name.removeprefix('val_').replace('_', ' '))
-
-def span(seconds): return f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'
+    return ', '.join(sorted(kernel.name.lower().replace('_attention', '') for kernel in seen)) or 'unknown'
 
 def main(argv=None):
     """Train as the flags say; -> dict of the final metrics (val_loss, val_bpb, train_seconds, steps, ...).
     Raises ValueError or OSError for a user's mistake, FloatingPointError when the loss is no longer finite."""
     argv = list(sys.argv[1:] if argv is None else argv)
     config, file, values, flags, changed, saved = parse(argv)
-    device, world, rank = pick_device(config.device), int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
-    began = time.time()
-    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and not saved and os.path.exists(os.path.join(config.out_dir, 'ckpt.pt')):
+    device = pick_device(config.device)
+    world, rank = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
+    began, restarted = time.time(), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'
+    if restarted and not saved and os.path.exists(os.path.join(config.out_dir, 'ckpt.pt')):
         return main(argv + ['--resume'])             # torchrun started us again after a failure
     distributed = 'RANK' in os.environ and 'MASTER_ADDR' in os.environ
     if distributed: dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo')
     handlers, stop = {}, []
-    def ask_to_stop(number, frame):                  # the first signal ends the run after this step, the second one at once
+    def ask_to_stop(number, frame):
+        "the first signal ends the run after this step, the second one at once"
         if stop: raise KeyboardInterrupt
         stop.append(number)
     def listen():
@@ -591,7 +694,8 @@ def main(argv=None):
         for s, h in handlers.items(): signal.signal(s, h)
         if distributed: dist.destroy_process_group()
     if not config.baseline: return result
-    result['baseline'] = other = main(argv + ['--baseline=false', '--resume=false', '--new_weights', f'--out_dir={config.out_dir}-new'])
+    anew = ['--baseline=false', '--resume=false', '--new_weights', f'--out_dir={config.out_dir}-new']
+    result['baseline'] = other = main(argv + anew)
     names = [k for k in result if k.startswith(('best_', 'val_', 'commonest_')) and k in other]
     for k in names if rank == 0 else ():
         print(f'{readable(k)}:'.ljust(36), f'from {config.init_from} {result[k]:.4f}, from new weights {other[k]:.4f}')
@@ -599,46 +703,71 @@ def main(argv=None):
 
 def open_data(config, file, flags, saved, origin, tokenizer):
     "-> prepared folder, its meta, tokenizer. `tokenizer`: that of the weights to start from, which the data must share"
-    if tokenizer and 'tokenizer' not in flags:       # prepare the text with the tokenizer of the weights; finds what it made itself
+    if tokenizer and 'tokenizer' not in flags:       # prepare the text with it; finds what an earlier run has prepared
         with tempfile.TemporaryDirectory() as tmp:
             tokenizer.save(os.path.join(tmp, 'tokenizer.json'))
             folder = text.resolve(config.data, os.path.join(tmp, 'tokenizer.json'), 0)
     else: folder = text.resolve(config.data, config.tokenizer, flags.get('vocab_size', 0))
     meta = text.open_meta(folder)
-    try: own = bpe.load(os.path.join(folder, meta['tokenizer']) if meta['tokenizer'].endswith('.json') else meta['tokenizer'])
+    name = meta['tokenizer']                         # a file of the folder, or a tokenizer's name
+    in_folder = name.endswith('.json')
+    try: own = bpe.load(os.path.join(folder, name) if in_folder else name)
     except OSError as e:
-        if tokenizer is None and meta['tokenizer'].endswith('.json'): raise
+        if tokenizer is None and in_folder: raise
         own = tokenizer
-        if own is None: print(f'no tokenizer {meta["tokenizer"]} ({e}): no bits per byte and no sample', file=sys.stderr)
+        if own is None: print(f'no tokenizer {name} ({e}): no bits per byte and no sample', file=sys.stderr)
     if tokenizer and own and own.dumps() != tokenizer.dumps():
-        raise ValueError(f'{config.data} is prepared with the tokenizer {own.name} ({own.vocab_size} ids), {origin} was trained with {tokenizer.name} ({tokenizer.vocab_size}): leave out --tokenizer to prepare the text again')
-    if saved and saved['data'] != meta['sha256']: raise ValueError(f'--resume: the data in {folder} is not what the run was trained on; start a new run with --init_from={config.out_dir}')
-    if meta['kind'] not in getattr(file, 'kinds', ('text',)): raise ValueError(f'{config.data} holds {meta["kind"]} data, {file.__name__}.py trains on {", ".join(getattr(file, "kinds", ("text",)))}')
+        raise ValueError(f'{config.data} is prepared with the tokenizer {own.name} ({own.vocab_size} ids), '
+                         f'{origin} was trained with {tokenizer.name} ({tokenizer.vocab_size}): '
+                         'leave out --tokenizer to prepare the text again')
+    if saved and saved['data'] != meta['sha256']:
+        raise ValueError(f'--resume: the data in {folder} is not what the run was trained on; '
+                         f'start a new run with --init_from={config.out_dir}')
+    kinds = getattr(file, 'kinds', ('text',))
+    if meta['kind'] not in kinds:
+        raise ValueError(f'{config.data} holds {meta["kind"]} data, {file.__name__}.py trains on {", ".join(kinds)}')
     return folder, meta, own
 
 def open_weights(config, file, flags, values, saved):
     "-> model file, its Config's values, weights or None, tokenizer or None, where they came from"
     if saved:
-        return file, values, load_parts(saved['train']['init_from'])[2] if 'lora' in saved else saved['model'], bpe.loads(saved['tokenizer']) if saved['tokenizer'] else None, config.out_dir
+        weights = load_parts(saved['train']['init_from'])[2] if 'lora' in saved else saved['model']
+        tokenizer = bpe.loads(saved['tokenizer']) if saved['tokenizer'] else None
+        return file, values, weights, tokenizer, config.out_dir
     if config.init_from in ('', 'scratch'): return file, values, None, None, ''
     source, given, weights, tokenizer = load_parts(config.init_from)
-    if source is not file and 'model' in flags: raise ValueError(f'--init_from={config.init_from} holds a model of {source.__name__}.py, not of --model={config.model}')
+    if source is not file and 'model' in flags:
+        raise ValueError(f'--init_from={config.init_from} holds a model of {source.__name__}.py, '
+                         f'not of --model={config.model}')
     own = {f.name for f in dataclasses.fields(source.Config)} - {'vocab_size'}
     wanted = {n: v for n, v in {**getattr(source, 'finetune', {}), **flags}.items() if n in own}
-    return source, {**dataclasses.asdict(given), **wanted}, None if config.new_weights else weights, tokenizer, config.init_from
+    values = {**dataclasses.asdict(given), **wanted}
+    return source, values, None if config.new_weights else weights, tokenizer, config.init_from
+
+def fields_from_data(file, meta, tokenizer, fixed):
+    "the model's Config fields that the data and its tokenizer decide; fixed: given weights know their own vocabulary"
+    labels = meta.get('labels') or []
+    fill = dict(vocab_size=meta['vocab_size'], kind=meta['kind'], n_labels=len(labels),
+                labels=json.dumps(labels, ensure_ascii=False), no_answer=bool(meta.get('no_answer')),
+                **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
+    if fixed: fill.pop('vocab_size')
+    elif tokenizer: fill.update((n, -1) for n in ('cls_id', 'sep_id', 'mask_id') if fill[n] is None)    # it has none
+    return fill | (file.fill(tokenizer) if tokenizer and hasattr(file, 'fill') else {})
 
 def build_model(file, mconfig, weights, origin, seed, new_task=False):
-    """A model on the CPU: the same first weights on every device and rank. new_task: heads that the weights lack keep their
-    first weights, heads that the model lacks are left out; the caller says which."""
+    """A model on the CPU: the same first weights on every device and rank. new_task: heads that the weights lack keep
+    their first weights, heads that the model lacks are left out; the caller says which."""
     torch.manual_seed(seed)
     model = file.Model(mconfig)
     if weights is not None:
         own, block = model.state_dict(), getattr(mconfig, 'block_size', 0)
         for k, w in weights.items():                 # a lowered block_size keeps the first positions
-            if k in own and w.ndim and len(own[k]) == block < len(w) and w.shape[1:] == own[k].shape[1:]: weights[k] = w[:block]
-        if new_task:
-            head = lambda k: hasattr(model, 'depth_of') and model.depth_of(k) > mconfig.n_layer    # may have had other classes
-            weights = {**own, **{k: w for k, w in weights.items() if k in own and (w.shape == own[k].shape or not head(k))}}
+            same = k in own and w.ndim and w.shape[1:] == own[k].shape[1:]
+            if same and len(own[k]) == block < len(w): weights[k] = w[:block]
+        if new_task:                                 # a head may have had other classes
+            head = lambda k: hasattr(model, 'depth_of') and model.depth_of(k) > mconfig.n_layer
+            fits = lambda k, w: k in own and (w.shape == own[k].shape or not head(k))
+            weights = {**own, **{k: w for k, w in weights.items() if fits(k, w)}}
         load_weights(model, weights, origin)
     return model
 
@@ -652,7 +781,8 @@ def make_room(out, resumed):
         os.makedirs(out, exist_ok=True)
         for name in os.listdir(out):                 # of a run that was killed while it wrote
             if name.endswith('.tmp'): os.remove(os.path.join(out, name))
-        write_atomic(os.path.join(out, 'run.json'), lambda f: f.write(json.dumps(dict(pid=os.getpid(), argv=sys.argv)).encode()))
+        about = json.dumps(dict(pid=os.getpid(), argv=sys.argv)).encode()
+        write_atomic(os.path.join(out, 'run.json'), lambda f: f.write(about))
     except OSError as e: raise OSError(f'--out_dir={out} cannot be written ({e.strerror}): choose another') from None
 
 class Feed:
@@ -661,57 +791,65 @@ class Feed:
         self.file, self.mconfig, self.corpus, self.device, self.tokenizer = file, mconfig, corpus, device, tokenizer
         self.count = getattr(file, 'count', lambda *arrays: (int((arrays[-1] >= 0).sum()),))
         self.summary = getattr(file, 'summary', lambda stats: stats)
-        self.lengths = np.array([data_rows.tokens_in(row) for row in corpus.items])
+        self.lengths = np.array([tokens_in(row) for row in corpus.items])
     def by_length(self, numbers):
-        "the same rows, examples of equal length beside each other: less padding in a micro-batch, and the batch is the same"
-        return numbers[np.argsort(self.lengths[self.corpus.places(numbers, len(self.lengths), 0)[0]], kind='stable')] if len(self.lengths) else numbers
+        "the same rows, those of equal length beside each other: less padding in a micro-batch, the batch is the same"
+        if not len(self.lengths): return numbers
+        places, _ = self.corpus.places(numbers, len(self.lengths), 0)
+        return numbers[np.argsort(self.lengths[places], kind='stable')]
     def arrays(self, numbers):
         draw, rng = self.corpus.rows(numbers)
         draw.tokenizer = self.tokenizer              # for what a token spells (whole words)
         return self.file.batch(draw, self.mconfig, rng)
     def send(self, arrays):
         tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
-        return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors] if self.device.type == 'cuda' else [t.to(self.device) for t in tensors]
+        if self.device.type != 'cuda': return [t.to(self.device) for t in tensors]
+        return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
 
-TRUTH = dict(labelled='label', choice='label', tagged='tags', qa='answers', pairs='target', instruct='response')   # what a prediction is held against
+# what a prediction is held against, by the kind of data
+TRUTH = dict(labelled='label', choice='label', tagged='tags', qa='answers', pairs='target', instruct='response')
 
 class Evaluation:
     "a fixed set of validation rows, the same for every batch size and number of ranks, shared out in micro-batches"
     def __init__(self, feed, micro, limit, tokenizer, meta, rank, world):
-        self.feed, self.micro, self.world, self.metric, self.labels = feed, micro, world, meta.get('metric', ''), meta.get('labels')
+        self.feed, self.micro, self.world, self.tokenizer, self.predictions = feed, micro, world, tokenizer, []
+        self.metric, self.labels = meta.get('metric', ''), meta.get('labels')
         counts = len(feed.count(*feed.arrays([0])))  # one row: learns the length of the windows
         n = min(len(feed.corpus), limit or len(feed.corpus))
         rows = feed.by_length(np.arange(n))
         self.chunks = [rows[a:a + micro] for a in range(0, n, micro)]
         self.mine = self.chunks[rank::world]
         sums = np.zeros(counts + 1)
-        for arrays in map(feed.arrays, self.mine):   # the numbers of targets, and of the bytes of text that they stand for
+        for arrays in map(feed.arrays, self.mine):   # the numbers of targets, and of the bytes that they spell
             targets = arrays[-1][arrays[-1] >= 0] if tokenizer and getattr(feed.file, 'likelihood', False) else []
             sums += [*feed.count(*arrays), tokenizer.byte_lengths[targets].sum() if len(targets) else 0]
         sums = torch.from_numpy(sums)
         if world > 1: dist.all_reduce(sums)
-        self.totals, self.bytes, self.tokenizer, self.predictions = sums[:-1].float().to(feed.device), sums[-1].item(), tokenizer, []
-        self.goal, self.sign = 'val_loss', -1        # the number that tells the best checkpoint; is more better or worse?
+        self.totals, self.bytes = sums[:-1].float().to(feed.device), sums[-1].item()
+        self.goal, self.sign = 'val_loss', -1        # what tells the best checkpoint, and whether more of it is better
         self.truth = [e.get('references') or e.get(TRUTH[feed.corpus.kind]) for e in feed.corpus.examples]
 
     def sample(self):                                # (T,) token ids of the first window, or a list of examples
-        draw, _ = self.feed.corpus.rows([0])
-        return draw(self.feed.corpus.length, self.feed.corpus.overlap)[0] if self.feed.corpus.length else draw.examples()
+        corpus = self.feed.corpus
+        draw, _ = corpus.rows([0])
+        return draw(corpus.length, corpus.overlap)[0] if corpus.length else draw.examples()
 
     @torch.no_grad()
     def __call__(self, net, model, autocast):
         "-> metrics. Of labelled data also the task's own, from self.predictions"
         model.eval()
-        total, names, found = 0, [], []
-        for i in range(-(-len(self.chunks) // self.world)):          # as many calls on every rank: sharded weights are gathered together
-            chunk = self.mine[i] if i < len(self.mine) else self.chunks[0]
+        total, names, found, items = 0, [], [], self.feed.corpus.items
+        for i in range(-(-len(self.chunks) // self.world)):    # as many calls on each rank, which gather shards
+            own = i < len(self.mine)
+            chunk = self.mine[i] if own else self.chunks[0]
             arrays = self.feed.send(self.feed.arrays(chunk))
             with autocast():
                 loss, stats = (net if len(chunk) == self.micro else model)(*arrays, totals=self.totals)
-                rows = self.feed.file.predict(model, arrays, [self.feed.corpus.items[j] for j in chunk], self.tokenizer) if self.feed.corpus.items else []
+                examples = [items[j] for j in chunk] if items else []
+                rows = self.feed.file.predict(model, arrays, examples, self.tokenizer) if items else []
             names = sorted(stats)
-            total = total + torch.stack([loss.double(), *(stats[k].double() for k in names)]) * (i < len(self.mine))
-            found += rows if i < len(self.mine) else []
+            total = total + torch.stack([loss.double(), *(stats[k].double() for k in names)]) * own
+            found += rows if own else []
         model.train()
         total = total.cpu()
         if self.world > 1:
@@ -721,52 +859,57 @@ class Evaluation:
         row = dict(val_loss=total[0].item(), val_ppl=math.exp(min(total[0].item(), 700)))
         if self.bytes: row['val_bpb'] = row['val_loss'] * self.totals[0].item() / math.log(2) / self.bytes
         row |= {'val_' + k: v for k, v in self.feed.summary(dict(zip(names, total[1:].tolist()))).items()}
-        if found and self.metric in metrics.metrics: # several rows of one example (windows of a long text): the best one counts
-            best = {}
+        if found and self.metric in metrics.metrics:
+            best = {}                                # of several rows of one example (windows of a long text)
             for p in found: best[p['index']] = max(best.get(p['index'], p), p, key=lambda p: p.get('score', 0))
-            self.predictions = [best[i] for i in sorted(best)]
-            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], [self.truth[p['index']] for p in self.predictions], self.labels)
+            self.predictions, truth = [best[i] for i in sorted(best)], [self.truth[i] for i in sorted(best)]
+            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], truth, self.labels)
             row |= {'val_' + k: v for k, v in scores.items()}
             self.goal, self.sign = 'val_' + next(iter(scores)), 1
         return row
 
 class Evaluations:
-    """Several validation sets: each one's numbers bear its title. A folder's own set has none and tells the best checkpoint; of a
-    mixture the means do, of the losses and of each part's main metric (BLEU as a share of 1)."""
+    """Several validation sets: each one's numbers bear its title. A folder's own set has none and tells the best
+    checkpoint; of a mixture the means do, of the losses and of each part's main metric (BLEU as a share of 1)."""
     def __init__(self, sets):
         self.sets, first, self.predictions, self.goal, self.sign = sets, next(iter(sets.values())), [], 'val_loss', -1
         self.totals, self.truth, self.sample = first.totals, first.truth, first.sample
 
     def __call__(self, *args):
-        found = {title: evaluation(*args) for title, evaluation in self.sets.items()}
-        row = {k + ('_' + title if title else ''): v for title, r in found.items() for k, v in r.items() if not title or k != 'val_ppl'}
-        self.predictions = [{**p, **({'data': title} if title else {})} for title, e in self.sets.items() for p in e.predictions]
-        own = self.sets.get('')
+        found, row, own, self.predictions = {}, {}, self.sets.get(''), []
+        for title, evaluation in self.sets.items():
+            found[title] = evaluation(*args)
+            end, data = ('_' + title, dict(data=title)) if title else ('', {})
+            row |= {k + end: v for k, v in found[title].items() if not title or k != 'val_ppl'}
+            self.predictions += [{**p, **data} for p in evaluation.predictions]
         if own: self.goal, self.sign = own.goal, own.sign
         else:
             mean = lambda values: sum(values) / len(found)
             row = dict(val_loss=mean(r['val_loss'] for r in found.values()), **row)
             if all(e.sign > 0 for e in self.sets.values()):
                 self.goal, self.sign = 'val_score', 1
-                row = dict(val_score=mean(found[t][e.goal] / (100 if e.goal == 'val_bleu' else 1) for t, e in self.sets.items()), **row)
+                scores = [found[t][e.goal] / (100 if e.goal == 'val_bleu' else 1) for t, e in self.sets.items()]
+                row = dict(val_score=mean(scores), **row)
         return row
 
 def save_checkpoint(path, model, optimizers, rank, **state):
     "gather on every rank, write on the first one. Raises OSError when the disk is full; the old file stays"
-    names = {p: n for n, p in model.named_parameters()}
-    data = dict(state, model={k: whole(v) for k, v in (lora.state(model) if hasattr(model, 'lora') else model.state_dict()).items()},
-                **(dict(lora=lora.settings(model)) if hasattr(model, 'lora') else {}),
-                optimizer=[{names[p]: {k: whole(v) for k, v in s.items()} for p, s in opt.state.items()} for opt in optimizers])
+    names, adapted = {p: n for n, p in model.named_parameters()}, hasattr(model, 'lora')
+    weights = lora.state(model) if adapted else model.state_dict()
+    data = dict(state, model={k: whole(v) for k, v in weights.items()}, optimizer=[
+        {names[p]: {k: whole(v) for k, v in s.items()} for p, s in opt.state.items()} for opt in optimizers])
+    if adapted: data['lora'] = lora.settings(model)
     try:
         if rank == 0: write_atomic(path, lambda f: torch.save(data, f))
-    except RuntimeError as e: raise OSError(str(e).splitlines()[0]) from None      # torch's writer reports a full disk so
+    except RuntimeError as e: raise OSError(first_line(e)) from None       # torch's writer reports a full disk so
 
 def restore(optimizers, model, states):
     named = dict(model.named_parameters())
     for opt, saved in zip(optimizers, states):
         for name, state in saved.items():
             p = named[name]
-            opt.state[p] = {k: like(v.to(p.device).clone(), p) if v.shape == p.shape else v.to(p.device).clone() for k, v in state.items()}
+            place = lambda v: like(v, p) if v.shape == p.shape else v
+            opt.state[p] = {k: place(v.to(p.device).clone()) for k, v in state.items()}
 
 def run(config, file, values, flags, changed, saved, argv, device, world, rank, listen, began):
     # ---- what to train, on what
@@ -776,82 +919,112 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         print(f'wrote {config.export_hf}')
         return dict(export_hf=config.export_hf)
     folder, meta, tokenizer = open_data(config, file, flags, saved, origin, tokenizer)
-    fill = dict(vocab_size=meta['vocab_size'], kind=meta['kind'], n_labels=len(meta.get('labels') or []), labels=json.dumps(meta.get('labels') or [], ensure_ascii=False),
-                no_answer=bool(meta.get('no_answer')), **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
-    if weights is not None and meta['vocab_size'] > values['vocab_size']: raise ValueError(f'{config.data} has {meta["vocab_size"]} token ids, the model of {origin} {values["vocab_size"]}: leave out --tokenizer to prepare the text with its own')
-    if weights is not None: fill.pop('vocab_size')
-    if weights is None and tokenizer: fill.update((n, -1) for n in ('cls_id', 'sep_id', 'mask_id') if fill[n] is None)   # it has none
-    if tokenizer and hasattr(file, 'fill'): fill |= file.fill(tokenizer)
-    new_task = weights is not None and (bool(saved and 'lora' in saved) or not saved and any(values.get(n, fill[n]) != fill[n] for n in ('kind', 'n_labels')))
-    values = {**values, **{n: v for n, v in fill.items() if n in values and v is not None and not (n in flags and n.endswith('_id'))}}
+    if weights is not None and meta['vocab_size'] > values['vocab_size']:
+        raise ValueError(f'{config.data} has {meta["vocab_size"]} token ids, the model of {origin} '
+                         f'{values["vocab_size"]}: leave out --tokenizer to prepare the text with its own')
+    fill = fields_from_data(file, meta, tokenizer, weights is not None)
+    other = any(values.get(n, fill[n]) != fill[n] for n in ('kind', 'n_labels'))
+    new_task = weights is not None and ('lora' in saved if saved else other)
+    named = {n for n in flags if n.endswith('_id')}  # the roles that the command itself gives to tokens
+    values = {n: v if n in named or fill.get(n) is None else fill[n] for n, v in values.items()}
     mconfig = file.Config(**values)
-    dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype) or (
+    dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype.lower()) or (
         torch.float32 if device.type != 'cuda' else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
-    if dtype == torch.float16 and (device.type != 'cuda' or config.shard): raise ValueError('--dtype=float16 needs CUDA and no --shard: use bfloat16 or float32')
+    if dtype == torch.float16 and (device.type != 'cuda' or config.shard):
+        raise ValueError('--dtype=float16 needs CUDA and no --shard: use bfloat16 or float32')
     autocast = lambda: torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
     share = config.batch_size // world               # rows of a step for this rank
     micro = min(config.micro_batch_size or share, share)
-    if share * world != config.batch_size or share % micro: raise ValueError(
-        f'--batch_size={config.batch_size} does not split into {world} device(s) x micro-batches of {micro or 1}: try --batch_size={-(-config.batch_size // (world * max(micro, 1))) * world * max(micro, 1)}')
+    if share * world != config.batch_size or share % micro:
+        unit = world * max(micro, 1)
+        raise ValueError(f'--batch_size={config.batch_size} does not split into {world} device(s) x micro-batches of '
+                         f'{micro or 1}: try --batch_size={-(-config.batch_size // unit) * unit}')
     config = dataclasses.replace(config, shard=config.shard and world > 1)
-    if flags.get('shard') and world == 1: raise ValueError('--shard needs several ranks: torchrun --standalone --nproc_per_node=N train.py ...')
+    if flags.get('shard') and world == 1:
+        raise ValueError('--shard needs several ranks: torchrun --standalone --nproc_per_node=N train.py ...')
     if config.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
     encode = lambda example: file.encode(example, tokenizer, mconfig)
-    train_set, val_sets = data_rows.training(meta, config.seed, encode, config.mix_cap, config.mix_temperature), data_rows.validation(meta, config.seed, encode)
+    train_set = training(meta, config.seed, encode, config.mix_cap, config.mix_temperature)
+    val_sets = validation(meta, config.seed, encode)
     feed = Feed(file, mconfig, train_set, device, tokenizer)
     model = build_model(file, mconfig, weights, origin, config.seed, new_task)
-    heads = sorted({k.split('.')[0] for k, w in model.state_dict().items() if k not in weights or w.shape != weights[k].shape}) if new_task else []
+    anew = lambda k, w: k not in weights or w.shape != weights[k].shape
+    heads = sorted({k.split('.')[0] for k, w in model.state_dict().items() if anew(k, w)}) if new_task else []
     if config.lora_rank:                             # before .to(device): the same first numbers everywhere
-        if weights is None: raise ValueError('--lora_rank needs weights to adapt: give --init_from=OUT_DIR, a .pt file or a Hugging Face folder')
-        if config.shard: raise ValueError('--lora_rank does not shard: leave out --shard, and hold the base in 8 bits with --lora_bits=8')
+        if weights is None:
+            raise ValueError('--lora_rank needs weights to adapt: '
+                             'give --init_from=OUT_DIR, a .pt file or a Hugging Face folder')
+        if config.shard:
+            raise ValueError('--lora_rank does not shard: leave out --shard, and hold the base with --lora_bits=8')
         if saved: lora.load_state(model, saved['lora'], saved['model'])
-        else: lora.wrap(model, config.lora_rank, config.lora_alpha, config.lora_match, config.lora_dropout, config.rslora, config.dora, train=','.join(heads))
+        else: lora.wrap(model, config.lora_rank, config.lora_alpha, config.lora_match, config.lora_dropout,
+                        config.rslora, config.dora, train=','.join(heads))
         if config.lora_bits: lora.hold(model, config.lora_bits)
-    if config.shard and values.get('generator_steps'): raise ValueError('--shard and --generator_steps do not go together: FSDP2 settles which weights train once and for all')
+    if config.shard and values.get('generator_steps'):
+        raise ValueError('--shard and --generator_steps do not go together: '
+                         'FSDP2 settles which weights train once and for all')
     model.to(device)
     n_params, flops = sum(p.numel() for p in model.parameters()), model.flops() if hasattr(model, 'flops') else 0
     first = feed.send(feed.arrays(np.arange(micro)))
-    evaluation = Evaluations({title: Evaluation(Feed(file, mconfig, val_set, device, tokenizer), micro, config.eval_iters if meta['kind'] == 'text' else 0, tokenizer, m, rank, world)
-                              for title, (val_set, m) in val_sets.items()})
-    tokens_per_row, peak = train_set.tokens_per_row, next((v for k, v in PEAK.items() if device.type == 'cuda' and k in torch.cuda.get_device_name(device)), 0)
-    if config.epochs: config = dataclasses.replace(config, max_iters=math.ceil(config.epochs * len(train_set) / config.batch_size))
-    if not config.eval_interval: config = dataclasses.replace(config, eval_interval=math.ceil(len(train_set) / config.batch_size))
+    limit = config.eval_iters if meta['kind'] == 'text' else 0
+    evaluation = Evaluations({
+        title: Evaluation(Feed(file, mconfig, val_set, device, tokenizer), micro, limit, tokenizer, m, rank, world)
+        for title, (val_set, m) in val_sets.items()})
+    tokens_per_row, peak = train_set.tokens_per_row, 0
+    if device.type == 'cuda': peak = next((v for k, v in PEAK.items() if k in torch.cuda.get_device_name(device)), 0)
+    epoch = len(train_set) / config.batch_size       # in steps
+    if config.epochs:
+        steps = math.ceil(config.epochs * len(train_set) / config.batch_size)
+        config = dataclasses.replace(config, max_iters=steps)
+    if not config.eval_interval: config = dataclasses.replace(config, eval_interval=math.ceil(epoch))
     floor = {}                                       # what the commonest class alone would score
     if meta['kind'] == 'labelled' and meta['labels'] and meta['metric']:
         common = statistics.mode(e['label'] for e in train_set.examples)
         floor = metrics.compute(meta['metric'], [common] * len(evaluation.truth), evaluation.truth)
     if rank == 0: make_room(config.out_dir, saved)
-    step, tokens, seconds, best, worse, evaluated = (saved[k] for k in ('step', 'tokens', 'train_seconds', 'best', 'worse', 'evaluated')) if saved else (0, 0, 0.0, -math.inf, 0, -1)
+    start = saved or dict(step=0, tokens=0, train_seconds=0.0, best=-math.inf, worse=0, evaluated=-1)
+    step, tokens, seconds, best, worse, evaluated = (
+        start[k] for k in ('step', 'tokens', 'train_seconds', 'best', 'worse', 'evaluated'))
     log = Log(config.out_dir, rank == 0, step if saved else -1, config.log_to)
-    log.note(f'#### {time.ctime()}: python train.py {" ".join(argv)}\n# python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, {platform.platform()}, git {git_revision()}\n'
-             f'# data {folder}: {json.dumps(meta["sha256"])}\n# train {json.dumps(dataclasses.asdict(config))}\n# model {json.dumps(values)}')
-    if not saved: log.note(''.join(f'#### {os.path.basename(p)}\n{open(p, encoding="utf-8").read()}\n' for p in (os.path.abspath(__file__), file.__file__)) + '#### run')
-    log.say(f'{file.__name__}{" " + config.preset if config.preset else ""}: {n_params / 1e6:.2f} M parameters, {device}, {str(dtype)[6:]}, data {os.path.relpath(folder)}')
+    note_start(log, file, config, values, folder, meta, argv, saved)
+    log.say(f'{file.__name__}{" " + config.preset if config.preset else ""}: {n_params / 1e6:.2f} M parameters, '
+            f'{device}, {str(dtype)[6:]}, data {os.path.relpath(folder)}')
     log.say('settings: ' + ' '.join(f'{n}={values.get(n, v)}' for n, v in changed.items()))
-    log.say(f'batch: {config.batch_size} rows of {tokens_per_row} tokens = {world} device(s) x {share // micro} micro-batch(es) x {micro}; an epoch is {len(feed.corpus) / config.batch_size:.1f} steps')
-    if new_task: log.say(f'a new task: from {origin} come all weights but {", ".join(heads) or "none"}, which start anew')
-    if floor: log.say(f'always {meta["labels"][common]!r}, the commonest class: ' + ', '.join(f'{readable(k)} {v:.4f}' for k, v in floor.items()))
-    with torch.no_grad(), autocast(): log.say(f'attention kernel: {attention_backend(lambda: model(*[t[:1] for t in first]))}')
+    log.say(f'batch: {config.batch_size} rows of {tokens_per_row} tokens = {world} device(s) x '
+            f'{share // micro} micro-batch(es) x {micro}; an epoch is {epoch:.1f} steps')
+    if new_task:
+        log.say(f'a new task: from {origin} come all weights but {", ".join(heads) or "none"}, which start anew')
+    if floor:
+        scores = ', '.join(f'{readable(k)} {v:.4f}' for k, v in floor.items())
+        log.say(f'always {meta["labels"][common]!r}, the commonest class: {scores}')
+    with torch.no_grad(), autocast(): kernel = attention_backend(lambda: model(*[t[:1] for t in first]))
+    log.say(f'attention kernel: {kernel}')
 
     # ---- shards or DDP, compile, optimizers
     if config.shard:
         from torch.distributed.fsdp import fully_shard
         mesh = dist.init_device_mesh(device.type, (world,))
-        for block in (b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m): fully_shard(block, mesh=mesh)
+        blocks = [b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m]
+        for block in blocks: fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
     compiled = config.compile.lower() == 'true' or config.compile.lower() == 'auto' and device.type == 'cuda'
-    fast, scaler = torch.compile(model) if compiled else model, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    fast = torch.compile(model) if compiled else model
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     stage = getattr(model, 'before_step', lambda step: False)
     def distribute():                                # what hangs on the set of parameters that train
-        ddp = lambda: nn.parallel.DistributedDataParallel(fast, device_ids=[device.index] if device.type == 'cuda' else None, broadcast_buffers=False, gradient_as_bucket_view=True)
-        return ddp() if world > 1 and not config.shard else fast, make_optimizers(model, config, device)
+        ddp = lambda: nn.parallel.DistributedDataParallel(
+            fast, device_ids=[device.index] if device.type == 'cuda' else None, broadcast_buffers=False,
+            gradient_as_bucket_view=True)
+        optimizers = make_optimizers(model, config, device)                # first: DDP must see what is frozen
+        return ddp() if world > 1 and not config.shard else fast, optimizers
     new_stage = stage(step)
     net, optimizers = distribute()
     if saved: scaler.load_state_dict(saved['scaler'])
     if saved and not new_stage: restore(optimizers, model, saved['optimizer'])
-    if (trained := sum(p.numel() for p in model.parameters() if p.requires_grad)) < n_params: log.say(f'{trained:,} of {n_params:,} weights are trained ({trained / n_params:.2%})')
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if trained < n_params: log.say(f'{trained:,} of {n_params:,} weights are trained ({trained / n_params:.2%})')
     if compiled or device.type == 'cuda':            # off the clock; it changes no state
         log.live('compiling ...')
         t0 = time.time()
@@ -860,19 +1033,23 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             with torch.no_grad(), autocast(): model.eval(); fast(*first, totals=evaluation.totals); model.train()
         except Exception as e:
             if not compiled or config.compile.lower() == 'true' or world > 1: raise
-            log.say(f'torch.compile failed, going on without it (slower): {type(e).__name__}: {str(e).splitlines()[0][:150]}')
+            log.say(f'torch.compile failed, going on without it (slower): {type(e).__name__}: {first_line(e)[:150]}')
             net = fast = model
         for p in model.parameters(): p.grad = None
         log.say(f'compile and warm-up: {time.time() - t0:.1f} s')
     del first, weights
 
     sync = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-    memory = lambda: torch.cuda.max_memory_allocated(device) / 2 ** 20 if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
     def save(name):
-        state = dict(step=step, tokens=tokens, train_seconds=seconds, best=best, worse=worse, evaluated=evaluated, config=values, train=dataclasses.asdict(config), scaler=scaler.state_dict(),
-                     model_name=file.__name__, source=open(file.__file__, encoding='utf-8').read(), tokenizer=tokenizer.dumps() if tokenizer else '', data=meta['sha256'])
-        try: save_checkpoint(os.path.join(config.out_dir, name), model, optimizers if name == 'ckpt.pt' else [], rank, **state); return True
-        except OSError as e: log.say(f'could not write {config.out_dir}/{name} ({e}); an earlier one is kept. Free some space: the run goes on'); return False
+        state = dict(step=step, tokens=tokens, train_seconds=seconds, best=best, worse=worse, evaluated=evaluated,
+                     config=values, train=dataclasses.asdict(config), scaler=scaler.state_dict(), data=meta['sha256'],
+                     model_name=file.__name__, source=open(file.__file__, encoding='utf-8').read(),
+                     tokenizer=tokenizer.dumps() if tokenizer else '')
+        path = os.path.join(config.out_dir, name)
+        try: save_checkpoint(path, model, optimizers if name == 'ckpt.pt' else [], rank, **state); return True
+        except OSError as e:
+            log.say(f'could not write {path} ({e}); an earlier one is kept. Free some space: the run goes on')
+            return False
     def fetch(step):
         "this rank's micro-batches of a step, the global numbers of targets, the signal that any rank has, time over"
         pool = 16 if config.group_by_length and len(feed.lengths) else 1
@@ -881,17 +1058,22 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         rows = feed.by_length(rows).reshape(pool, -1)[order[step % pool]]
         rows = rows[rank::world] if len(feed.lengths) else rows[rank * share:(rank + 1) * share]
         micros = [feed.arrays(rows[a:a + micro]) for a in range(0, share, micro)]
-        wants = torch.tensor([*np.sum([feed.count(*m) for m in micros], 0), sum(stop[:1]), 0 < config.time_limit <= seconds], dtype=torch.float64)
+        wants = [*np.sum([feed.count(*m) for m in micros], 0), sum(stop[:1]), 0 < config.time_limit <= seconds]
+        wants = torch.tensor(wants, dtype=torch.float64)
         if world > 1: dist.all_reduce(wants)         # on the host: the device does not wait
         return [feed.send(m) for m in micros], wants[:-2].float().to(device), int(wants[-2]), wants[-1] > 0
     def check():
         "stop before a bad state is saved or evaluated"
-        if (bad := int(first_bad)) >= 0:
-            raise FloatingPointError(f'the loss or gradient of step {bad} is not finite (learning rate {config.learning_rate * lr_at(bad, config):.3g}); the last good checkpoint is '
-                                     + (f'{config.out_dir}/ckpt.pt of step {saved_at}: lower --learning_rate or raise --warmup_iters and --resume' if saved_at >= 0 else 'none: lower --learning_rate or raise --warmup_iters'))
+        if (bad := int(first_bad)) < 0: return
+        lr, last = config.learning_rate * lr_at(bad, config), f'{config.out_dir}/ckpt.pt of step {saved_at}'
+        raise FloatingPointError(
+            f'the loss or gradient of step {bad} is not finite (learning rate {lr:.3g}); '
+            f'the last good checkpoint is {last if saved_at >= 0 else "none"}: '
+            'lower --learning_rate or raise --warmup_iters' + ' and --resume' * (saved_at >= 0))
 
     # ---- the loop: `step` updates have been made
-    first_bad, sums, row, saved_at, mark = torch.tensor(-1, device=device), None, {}, step if saved else -1, (step, seconds)
+    first_bad, sums, row = torch.tensor(-1, device=device), None, {}
+    saved_at, mark = step if saved else -1, (step, seconds)
     if device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
     model.train()
     stop, clock = listen(), time.perf_counter()
@@ -909,25 +1091,34 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             if world > 1: dist.all_reduce(sums)
             n, spent = step - mark[0], seconds - mark[1]
             mean, *others = (sums / n).tolist()
-            means = {'train_loss': mean, **{'train_' + k: v for k, v in feed.summary(dict(zip(sorted(stats), others))).items()}}
+            others = feed.summary(dict(zip(sorted(stats), others)))
+            means = {'train_loss': mean, **{'train_' + k: v for k, v in others.items()}}
             rate, eta = n * config.batch_size * tokens_per_row / spent, (config.max_iters - step) * spent / n
-            line = dict(step=step, tokens=tokens, train_seconds=round(seconds, 3), **means, lr=config.learning_rate * lr_at(step - 1, config), grad_norm=norm.item(), tokens_per_second=round(rate, 1), peak_memory_mb=round(memory(), 1))
+            memory = peak_memory(device)
+            line = dict(step=step, tokens=tokens, train_seconds=round(seconds, 3), **means,
+                        lr=config.learning_rate * lr_at(step - 1, config), grad_norm=norm.item(),
+                        tokens_per_second=round(rate, 1), peak_memory_mb=round(memory, 1))
             if flops and peak: line['mfu'] = flops * n * config.batch_size / spent / peak / world
             log.metrics(line)
-            log.live(f'step {step}/{config.max_iters} | loss {means["train_loss"]:.4f} | {rate / 1e3:,.1f}k tokens/s' + (f' | mfu {line["mfu"]:.1%}' if 'mfu' in line else '')
-                     + f' | {memory() / 1024:.2f} GB | {span(min(eta, config.time_limit - seconds if config.time_limit else eta))} left')
+            mfu = f' | mfu {line["mfu"]:.1%}' if 'mfu' in line else ''
+            left = min(eta, config.time_limit - seconds) if config.time_limit else eta
+            log.live(f'step {step}/{config.max_iters} | loss {means["train_loss"]:.4f} | {rate / 1e3:,.1f}k tokens/s'
+                     f'{mfu} | {memory / 1024:.2f} GB | {span(left)} left')
             sums, mark = None, (step, seconds)
         # ---- evaluate
         if look:
             row, evaluated = evaluation(fast, model, autocast), step
             log.metrics(dict(step=step, tokens=tokens, train_seconds=round(seconds, 3), **row))
-            log.say(f'step {step}: ' + ', '.join(f'{readable(k)} {v:.4f}' for k, v in row.items() if k != 'val_ppl') + f', after {span(seconds)} of training')
+            scores = ', '.join(f'{readable(k)} {v:.4f}' for k, v in row.items() if k != 'val_ppl')
+            log.say(f'step {step}: {scores}, after {span(seconds)} of training')
             score = evaluation.sign * row[evaluation.goal]
             worse = worse + 1 if score <= best else 0
             if score > best:
                 best = score
                 save('best.pt')
-                if rank == 0 and evaluation.predictions: write_atomic(os.path.join(config.out_dir, 'predictions.jsonl'), lambda f: f.write(''.join(json.dumps(p) + '\n' for p in evaluation.predictions).encode()))
+                if rank == 0 and evaluation.predictions:
+                    lines = ''.join(json.dumps(p) + '\n' for p in evaluation.predictions).encode()
+                    write_atomic(os.path.join(config.out_dir, 'predictions.jsonl'), lambda f: f.write(lines))
             done = done or row['val_loss'] <= config.target_val_loss or 0 < config.patience <= worse
             keep = keep or done and saved_at != step
             log.curve(f'{file.__name__} {config.preset}')
@@ -936,10 +1127,11 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         if look or keep: clock = time.perf_counter()
         if done: break
         # ---- one optimizer step: the gradient of (sum of all losses) / (number of all targets)
-        if stage(step): (net, optimizers), best, worse = distribute(), -math.inf, 0               # the loss is another one now
-        for group in (g for opt in optimizers for g in opt.param_groups): group['lr'] = group['peak'] * lr_at(step, config) * (step >= group['start'])
+        if stage(step): (net, optimizers), best, worse = distribute(), -math.inf, 0    # the loss is another one now
+        for group in (g for opt in optimizers for g in opt.param_groups):
+            group['lr'] = group['peak'] * lr_at(step, config) * (step >= group['start'])
         for i, arrays in enumerate(micros):
-            torch.manual_seed(int(keyed(config.seed, 3, step, rank, i)[0] >> np.uint64(1)))        # dropout and sampling
+            torch.manual_seed(int(keyed(config.seed, 3, step, rank, i)[0] >> np.uint64(1)))    # dropout and sampling
             last = i == len(micros) - 1
             if config.shard: model.set_requires_gradient_sync(last)
             with contextlib.nullcontext() if last or net is fast else net.no_sync():
@@ -960,25 +1152,35 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         micros, totals, signalled, late = fetch(step)          # while the device works
 
     # ---- the end
-    flags_again = f'python train.py --resume --out_dir={config.out_dir}'
-    if saved_at != step: raise OSError(f'the last checkpoint could not be written; {config.out_dir}/ckpt.pt is of step {saved_at}: free some space, then {flags_again}' if saved_at >= 0 else f'no checkpoint could be written in {config.out_dir}: free some space')
+    again = f'python train.py --resume --out_dir={config.out_dir}'
+    if saved_at < 0: raise OSError(f'no checkpoint could be written in {config.out_dir}: free some space')
+    if saved_at != step:
+        raise OSError(f'the last checkpoint could not be written; {config.out_dir}/ckpt.pt is of step {saved_at}: '
+                      f'free some space, then {again}')
     if signalled:
-        log.say(f'{signal.Signals(signalled).name}: saved step {step}. To go on: {flags_again}')
+        log.say(f'{signal.Signals(signalled).name}: saved step {step}. To go on: {again}')
         raise SystemExit(128 + signalled)
-    if config.lora_rank:                             # the adapter once more as peft's files; then, if asked for, a plain model
+    if config.lora_rank:                             # the adapter as peft's files, and, if asked for, in a plain model
         if rank == 0: lora.save(model, config.out_dir)
         if config.merge or config.export_hf: lora.merge(model, unload=True)
         if config.merge: save('merged.pt')
-    final = {**row, 'best_' + evaluation.goal[4:] if evaluation.sign > 0 else 'best_val_loss': evaluation.sign * best, 'steps': step, 'tokens': tokens, 'train_seconds': seconds, 'total_seconds': time.time() - began, 'tokens_per_second': tokens / seconds if seconds else 0.0, 'peak_memory_mb': memory(), 'parameters': n_params, 'out_dir': config.out_dir, **{'commonest_' + k: v for k, v in floor.items()}}
+    best_name = 'best_' + (evaluation.goal[4:] if evaluation.sign > 0 else 'val_loss')
+    final = {**row, best_name: evaluation.sign * best, 'steps': step, 'tokens': tokens, 'train_seconds': seconds,
+             'total_seconds': time.time() - began, 'tokens_per_second': tokens / seconds if seconds else 0.0,
+             'peak_memory_mb': peak_memory(device), 'parameters': n_params, 'out_dir': config.out_dir,
+             **{'commonest_' + k: v for k, v in floor.items()}}
     if rank == 0:
         with torch.no_grad(), contextlib.suppress(OSError):
             model.eval()
-            if tokenizer and hasattr(file, 'show') and not config.shard: log.say('\n' + file.show(model, tokenizer, evaluation.sample()) + '\n')
-        if config.export_hf and config.shard: log.say(f'sharded weights are exported from the checkpoint: python train.py --init_from={config.out_dir} --max_iters=0 --export_hf={config.export_hf}')
-        elif config.export_hf: export_hf(file, model, tokenizer, config.export_hf); log.say(f'Hugging Face folder: {config.export_hf}')
-        log.say(f'{step} steps, {tokens:,} tokens in {span(seconds)} of training ({span(time.time() - began)} in all, peak memory {memory() / 1024:.2f} GB)')
-        log.say(f'best {readable(evaluation.goal)} {evaluation.sign * best:.4f}' + ''.join(f' (the commonest class alone: {v:.4f})' for v in [*floor.values()][:1]) + ''.join(f', last {readable(k)} {row[k]:.4f}' for k in (evaluation.goal, 'val_bpb') if k in row))
-        log.say(f'curve: {config.out_dir}/loss.svg | use it: python sample.py --out_dir={config.out_dir} | go on: {flags_again} --max_iters={2 * max(step, 1)}')
+            if tokenizer and hasattr(file, 'show') and not config.shard:
+                log.say('\n' + file.show(model, tokenizer, evaluation.sample()) + '\n')
+        if config.export_hf and config.shard:
+            log.say('sharded weights are exported from the checkpoint: '
+                    f'python train.py --init_from={config.out_dir} --max_iters=0 --export_hf={config.export_hf}')
+        elif config.export_hf:
+            export_hf(file, model, tokenizer, config.export_hf)
+            log.say(f'Hugging Face folder: {config.export_hf}')
+        say_result(log, final, evaluation.goal, best_name, began)
     if world > 1: dist.barrier()
     return final
 
@@ -986,7 +1188,9 @@ def cli():
     "main for the shell: a user's mistake is one line and a non-zero exit status"
     try: main()
     except KeyboardInterrupt: sys.exit('\nstopped')
-    except torch.OutOfMemoryError as e: error = f'out of memory ({str(e).splitlines()[0]}); lower --micro_batch_size (the training stays the same) or --block_size, or add --checkpoint_activations'
+    except torch.OutOfMemoryError as e:
+        error = (f'out of memory ({first_line(e)}); lower --micro_batch_size (the training stays the same) '
+                 'or --block_size, or add --checkpoint_activations')
     except (ValueError, OSError, FloatingPointError) as e: error = ' '.join(str(e).split()) or type(e).__name__
     else: return
     if os.environ.get('TRACEBACK'): traceback.print_exc()

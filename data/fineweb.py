@@ -1,11 +1,12 @@
-"""FineWeb, 10 billion tokens of web text in GPT-2's vocabulary: the shards of llm.c and modded-nanogpt, read as they lie.
+"""FineWeb, 10 billion tokens of web text in GPT-2's vocabulary: the shards of llm.c and modded-nanogpt, read as they
+lie.
 
-What: fineweb_val_000000.bin and fineweb_train_000001.bin to 000103.bin, 100 million tokens (200 MB) each: int32[256] header
-(magic 20240520, version 1, count), then uint16 ids. A broken download goes on where it stopped; each shard is held against the
-count in its header. Documents begin with the end-of-text id here.
+What: fineweb_val_000000.bin and fineweb_train_000001.bin to 000103.bin, 100 million tokens (200 MB) each: int32[256]
+header (magic 20240520, version 1, count), then uint16 ids. A broken download goes on where it stopped; each shard is
+held against the count in its header. Documents begin with the end-of-text id here.
 
-    python data/fineweb.py --shards=8                        # data/fineweb, 1.8 GB; then: python train.py --data=fineweb
-    python data/fineweb.py --shards=103 --source=/mnt/fineweb10B    # shards that are there are linked, the rest is an error
+    python data/fineweb.py --shards=8                        # 1.8 GB; then: python train.py --data=fineweb
+    python data/fineweb.py --shards=103 --source=/mnt/fineweb10B    # links the shards there; the rest is an error
 """
 import os, shutil, sys
 
@@ -19,7 +20,8 @@ def prepare(tokenizer='gpt2', vocab_size=0, source='', out='', shards=0):
     if not 0 <= shards <= 103: raise ValueError(f'--shards={shards}: expected 1 to 103')
     folder = out or os.path.join(text.HERE, 'fineweb')
     if tokenizer in ('bpe', 'char', 'byte'):
-        raise ValueError(f'--tokenizer={tokenizer}: the shards hold tokens of gpt2; leave it out, or prepare text of your own')
+        raise ValueError(f'--tokenizer={tokenizer}: the shards hold tokens of gpt2; '
+                         'leave it out, or prepare text of your own')
     if shards or not all(text.shard_files(folder, split) for split in ('train', 'val')):
         for name in ['fineweb_val_000000.bin'] + [f'fineweb_train_{i:06d}.bin' for i in range(1, (shards or 8) + 1)]:
             path = os.path.join(folder, name)
@@ -27,7 +29,8 @@ def prepare(tokenizer='gpt2', vocab_size=0, source='', out='', shards=0):
             found = text.fetch(name, URL + name, folder, source, max_bytes=1 << 28)
             os.makedirs(folder, exist_ok=True)
             if found.endswith('.gz'):
-                with text.reading(found), text.open_binary(found) as f, open(path + '.part', 'wb') as g: shutil.copyfileobj(f, g)
+                with text.reading(found), text.open_binary(found) as f, open(path + '.part', 'wb') as g:
+                    shutil.copyfileobj(f, g)
                 os.replace(path + '.part', path)
             elif found != path:
                 text.shard_tokens(found)

@@ -1,8 +1,8 @@
 """GLUE, nine tasks of language understanding (Wang et al. 2018, arXiv 1804.07461), in its own layout of .tsv files.
 
-What: each task's training set, and its development set for validation, since the answers of the test sets are not public.
-Labelled, for models with a classification head; or as text to text, for t5.py (--task=TASK-text): "sst2 sentence: a fine film"
--> "positive", in the words of T5's appendix D (Raffel et al. 2020), and WNLI like RTE.
+What: each task's training set, and its development set for validation, since the answers of the test sets are not
+public. Labelled, for models with a classification head; or as text to text, for t5.py (--task=TASK-text): "sst2
+sentence: a fine film" -> "positive", in the words of T5's appendix D (Raffel et al. 2020), and WNLI like RTE.
 
     task     what                                            examples    metric
     cola     is the sentence grammatical?                       8,551    Matthews correlation
@@ -10,13 +10,13 @@ Labelled, for models with a classification head; or as text to text, for t5.py (
     mrpc     do two sentences say the same?                     3,668    F1 (and accuracy)
     stsb     how alike are two sentences, 0 to 5?               5,749    mean of Pearson and Spearman correlation
     qqp      do two questions ask the same?                   363,846    F1 (and accuracy)
-    mnli     does the first sentence imply the second?        392,702    accuracy, on the genres of the training set and on
+    mnli     does the first sentence imply the second?        392,702    accuracy, on the training set's genres and on
                                                                          others ("mm"); task mnli-mm has these alone
     qnli     does the sentence answer the question?           104,743    accuracy
     rte      does the first text imply the second?              2,490    accuracy
     wnli     is the pronoun resolved rightly?                     635    accuracy
 
-    python data/glue.py --task=sst2                          # data/glue-sst2; then: python train.py --model=bert --data=glue-sst2
+    python data/glue.py --task=sst2                          # then: python train.py --model=bert --data=glue-sst2
     python data/glue.py --task=rte-text --source=FOLDER      # FOLDER holds RTE/train.tsv, RTE/dev.tsv (or .gz of these)
 """
 import contextlib, io, os, sys, zipfile
@@ -37,24 +37,30 @@ SHA256 = {'CoLA.zip': 'f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960df
           'mrpc_dev_ids.tsv': '971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7',
           'msr_paraphrase_train.txt': '60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89'}
 
-# folder, archive, columns of text, text_b, label (numbers where a file has no header), names of the labels, metric. The names
-# stand in the order of the alphabet, in which classes are numbered; a class's F1 is that of the last one
+# folder, archive, columns of text, text_b, label (numbers where a file has no header), names of the labels, metric. The
+# names stand in the order of the alphabet, in which classes are numbered; a class's F1 is that of the last one
 TASKS = {
     'cola': ('CoLA', 'CoLA.zip', (3, None, 1), {'0': 'unacceptable', '1': 'acceptable'}, 'matthews'),
     'sst2': ('SST-2', 'SST-2.zip', ('sentence', None, 'label'), {'0': 'negative', '1': 'positive'}, 'accuracy'),
     'mrpc': ('MRPC', '', ('#1 String', '#2 String', 'Quality'), {'0': 'different', '1': 'equivalent'}, 'f1'),
     'stsb': ('STS-B', 'STS-B.zip', ('sentence1', 'sentence2', 'score'), None, 'pearson_spearman'),
-    'qqp': ('QQP', 'QQP-clean.zip', ('question1', 'question2', 'is_duplicate'), {'0': 'different', '1': 'duplicate'}, 'f1'),
-    'mnli': ('MNLI', 'MNLI.zip', ('sentence1', 'sentence2', 'gold_label'), {n: n for n in ('contradiction', 'entailment', 'neutral')}, 'accuracy'),
-    'qnli': ('QNLI', 'QNLIv2.zip', ('question', 'sentence', 'label'), {n: n for n in ('entailment', 'not_entailment')}, 'accuracy'),
-    'rte': ('RTE', 'RTE.zip', ('sentence1', 'sentence2', 'label'), {n: n for n in ('entailment', 'not_entailment')}, 'accuracy'),
-    'wnli': ('WNLI', 'WNLI.zip', ('sentence1', 'sentence2', 'label'), {'0': 'not_entailment', '1': 'entailment'}, 'accuracy'),
+    'qqp': ('QQP', 'QQP-clean.zip', ('question1', 'question2', 'is_duplicate'),
+            {'0': 'different', '1': 'duplicate'}, 'f1'),
+    'mnli': ('MNLI', 'MNLI.zip', ('sentence1', 'sentence2', 'gold_label'),
+             {n: n for n in ('contradiction', 'entailment', 'neutral')}, 'accuracy'),
+    'qnli': ('QNLI', 'QNLIv2.zip', ('question', 'sentence', 'label'),
+             {n: n for n in ('entailment', 'not_entailment')}, 'accuracy'),
+    'rte': ('RTE', 'RTE.zip', ('sentence1', 'sentence2', 'label'),
+            {n: n for n in ('entailment', 'not_entailment')}, 'accuracy'),
+    'wnli': ('WNLI', 'WNLI.zip', ('sentence1', 'sentence2', 'label'),
+             {'0': 'not_entailment', '1': 'entailment'}, 'accuracy'),
 }
 TASKS['mnli-mm'] = TASKS['mnli']
 tasks = (*TASKS, *(task + '-text' for task in TASKS))
 
 # as text to text: what stands before text and text_b, and other words for a label
-PARTS = dict(cola=('sentence',), sst2=('sentence',), mnli=('premise', 'hypothesis'), qqp=('question1', 'question2'), qnli=('question', 'sentence'))
+PARTS = dict(cola=('sentence',), sst2=('sentence',), mnli=('premise', 'hypothesis'), qqp=('question1', 'question2'),
+             qnli=('question', 'sentence'))
 WORDS = dict(mrpc=dict(different='not_equivalent'), qqp=dict(different='not_duplicate'))
 
 
@@ -74,14 +80,17 @@ def rows(lines, path, columns, names):
         cells = line.rstrip('\r\n').split('\t')
         if head is None and isinstance(columns[2], str):
             head = [c.lstrip('\ufeff') for c in cells]
-            if missing := [c for c in columns if c and c not in head]: raise ValueError(f'{path}: no column "{missing[0]}" (it has {", ".join(head)})')
+            if missing := [c for c in columns if c and c not in head]:
+                raise ValueError(f'{path}: no column "{missing[0]}" (it has {", ".join(head)})')
             at = [c and head.index(c) for c in columns]
             continue
         if len(cells) <= max(i for i in at if i is not None): short += 1; continue
         label = cells[at[2]]
-        if names and label not in names: raise ValueError(f'{path} line {number}: the label is {label!r}; expected one of {", ".join(names)}')
+        if names and label not in names:
+            raise ValueError(f'{path} line {number}: the label is {label!r}; expected one of {", ".join(names)}')
         try: label = names[label] if names else float(label)
-        except ValueError: raise ValueError(f'{path} line {number}: the label is {label!r}; expected a number') from None
+        except ValueError:
+            raise ValueError(f'{path} line {number}: the label is {label!r}; expected a number') from None
         n += 1
         yield {'text': cells[at[0]], **({} if at[1] is None else {'text_b': cells[at[1]]}), 'label': label}
     if short: print(f'{path}: left out {short} lines with too few columns of {n + short}', file=sys.stderr)
@@ -100,23 +109,27 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='sst2'):
             path = text.fetch(name, URL + archive if archive else MRPC, 'glue', folder)
             with text.reading(path), io.TextIOWrapper(text.open_binary(path), 'utf-8', newline='\n') as f: yield from f
         elif archive:
-            with zipfile.ZipFile(get(archive, URL + archive)) as z, z.open(f'{folder_name}/{name}') as f: yield from io.TextIOWrapper(f, 'utf-8', newline='\n')
-        else:                                            # MRPC: one file, and the pairs of ids that GLUE took for validation
-            with open(get('mrpc_dev_ids.tsv', URL + 'mrpc_dev_ids.tsv')) as f: held = {tuple(line.split()) for line in f}
+            with zipfile.ZipFile(get(archive, URL + archive)) as z, z.open(f'{folder_name}/{name}') as f:
+                yield from io.TextIOWrapper(f, 'utf-8', newline='\n')
+        else:                                            # MRPC: one file, and the pairs of ids GLUE took for validation
+            with open(get('mrpc_dev_ids.tsv', URL + 'mrpc_dev_ids.tsv')) as f:
+                held = {tuple(line.split()) for line in f}
             with open(get('msr_paraphrase_train.txt', MRPC), encoding='utf-8-sig', newline='\n') as f:
                 for i, line in enumerate(f):
                     if i == 0 or (tuple(line.split('\t')[1:3]) in held) == (name == 'dev.tsv'): yield line
     def write(folder, **tokenizing):
         def split(name):
             found = lambda: rows(lines(name), f'{folder_name}/{name}', columns, names)
-            return (lambda: (as_text(example, base.removesuffix('-mm')) for example in found())) if text_to_text else found
+            return ((lambda: (as_text(example, base.removesuffix('-mm')) for example in found()))
+                    if text_to_text else found)
         words = dict(labels=[WORDS.get(base, {}).get(n, n) for n in names.values()]) if text_to_text and names else {}
         more = {'mm': split('dev_mismatched.tsv')} if base == 'mnli' else {}
         with contextlib.suppress(StopIteration):
             try: next(lines('dev_mismatched.tsv') if more else iter(()))
             except FileNotFoundError: more = {}          # one's own folder may have the matched genres alone
-        return text.write_examples(folder, 'pairs' if text_to_text else 'labelled', split('train.tsv'), split(dev), more_val=more,
-                                   source=source or f'GLUE, {task}', metric=metric, **words, **tokenizing)
+        return text.write_examples(folder, 'pairs' if text_to_text else 'labelled', split('train.tsv'), split(dev),
+                                   more_val=more, source=source or f'GLUE, {task}', metric=metric, **words,
+                                   **tokenizing)
     return text.make('glue-' + task, write, tokenizer, vocab_size, 'bpe8192', out)
 
 

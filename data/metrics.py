@@ -1,23 +1,25 @@
 """What predictions are worth: compute(metric, predictions, references) -> dict of numbers, the main one first.
 
     accuracy            share of equal pairs
-    f1                  two classes: F1 of the positive one (the last in `labels`), and accuracy; more classes: their mean F1
-    matthews            correlation of true and predicted classes (Matthews 1975; more classes: Gorodkin 2004), and accuracy
+    f1                  two classes: F1 of the positive one (the last in `labels`), and accuracy; more classes: mean F1
+    matthews            correlation of true and predicted classes (Matthews 1975; more classes: Gorodkin 2004), accuracy
     pearson_spearman    the mean of both correlations, which GLUE reports for STS-B, and each of them
-    squad               F1 over words and exact match by SQuAD's rules: articles, punctuation and case are no difference, and
+    squad               F1 over words and exact match by SQuAD's rules: articles, punctuation and case do not matter,
                         the best of the given answers counts (Rajpurkar et al. 2016, section 6.1)
     tags                F1 of whole spans for B-/I- tags, as conlleval counts them, and accuracy of the tags
-    exact_match         share of equal texts, white space at the ends aside; and ROUGE-1, which sees words that are right
-    bleu                of the whole corpus, from 0 to 100, with sacrebleu's defaults: its tokenizer 13a, n-grams up to 4, case
-                        counts, no matches of an n smoothed exponentially (Papineni et al. 2002; Post 2018, 1804.08771)
+    exact_match         share of equal texts, white space at the ends aside; and ROUGE-1, which sees right words
+    bleu                of the whole corpus, 0 to 100, with sacrebleu's defaults: its tokenizer 13a, n-grams up to 4,
+                        case counts, no matches of an n smoothed exponentially (Papineni et al. 2002; Post 2018,
+                        1804.08771)
     rouge               mean F of ROUGE-1, ROUGE-2 and ROUGE-L, as rouge-score has them without its stemmer (Lin 2004)
 
-BLEU is from 0 to 100, as everybody writes it; all others are shares of 1. For texts (the last three) a reference is a text or
-a list of texts: the best one counts, for BLEU as in its paper. A further metric is a function (predictions, references,
-labels) -> dict in `metrics`.
+BLEU is from 0 to 100, as everybody writes it; all others are shares of 1. For texts (the last three) a reference is a
+text or a list of texts: the best one counts, for BLEU as in its paper. A further metric is a function (predictions,
+references, labels) -> dict in `metrics`.
 
     from data import metrics
-    metrics.compute('f1', ['yes', 'no', 'yes'], ['yes', 'yes', 'no'], labels=['no', 'yes'])       # {'f1': 0.5, 'accuracy': 0.33}
+    metrics.compute('f1', ['yes', 'no', 'yes'], ['yes', 'yes', 'no'], labels=['no', 'yes'])
+    # {'f1': 0.5, 'accuracy': 0.33}
 """
 import collections, math, re, string
 
@@ -43,7 +45,7 @@ def matthews(predictions, references, labels=None):
     for p, r in zip(predictions, references): table[names[r], names[p]] += 1
     true, guessed, n = table.sum(1), table.sum(0), table.sum()
     below = math.sqrt((n * n - guessed @ guessed) * (n * n - true @ true))
-    value = (np.trace(table) * n - true @ guessed) / below if below else 0.0                 # a single class tells nothing
+    value = (np.trace(table) * n - true @ guessed) / below if below else 0.0              # a single class tells nothing
     return {'matthews': float(value), **accuracy(predictions, references)}
 
 
@@ -78,7 +80,7 @@ def normalize(text):
 
 
 def answers_of(reference):
-    "the texts of {'text': [...]}, of [{'text': ...}, ...] or of a list of strings; without an answer there is one: nothing"
+    "the texts of {'text': [...]}, of [{'text': ...}, ...] or of a list of strings; without any there is one: nothing"
     if isinstance(reference, dict): reference = reference['text']
     texts = [a['text'] if isinstance(a, dict) else a for a in reference]
     return [t for t in texts if normalize(t)] or ['']
@@ -92,7 +94,8 @@ def word_f1(prediction, answer):
 
 
 def squad(predictions, references, labels=None):
-    best = lambda score: sum(max(score(p, a) for a in answers_of(r)) for p, r in zip(predictions, references)) / len(references)
+    best = lambda score: (sum(max(score(p, a) for a in answers_of(r)) for p, r in zip(predictions, references))
+                          / len(references))
     return {'f1': best(word_f1), 'exact_match': best(lambda p, a: normalize(p) == normalize(a))}
 
 
@@ -113,7 +116,8 @@ def tags(predictions, references, labels=None):
     if not any(str(t).startswith('B-') for r in references for t in r): return flat          # parts of speech, say
     pairs = [(spans_of(p), spans_of(r)) for p, r in zip(predictions, references)]
     hit, guessed, true = sum(len(p & r) for p, r in pairs), sum(len(p) for p, _ in pairs), sum(len(r) for _, r in pairs)
-    return {'f1': 2 * hit / max(1, guessed + true), 'precision': hit / max(1, guessed), 'recall': hit / max(1, true), **flat}
+    return {'f1': 2 * hit / max(1, guessed + true), 'precision': hit / max(1, guessed), 'recall': hit / max(1, true),
+            **flat}
 
 
 def texts_of(reference):
@@ -130,9 +134,10 @@ def exact_match(predictions, references, labels=None):
 
 
 def words_13a(text):
-    "mteval's tokenizer 13a, which sacrebleu takes: ASCII punctuation stands alone, but ' always, . , inside numbers, - after letters"
+    "mteval's tokenizer 13a, sacrebleu's: ASCII punctuation stands alone, but ' always, . , in numbers, - after letters"
     text = text.rstrip().replace('<skipped>', '').replace('-\n', '').replace('\n', ' ')
-    for entity, character in (('&quot;', '"'), ('&amp;', '&'), ('&lt;', '<'), ('&gt;', '>')): text = text.replace(entity, character)
+    for entity, character in (('&quot;', '"'), ('&amp;', '&'), ('&lt;', '<'), ('&gt;', '>')):
+        text = text.replace(entity, character)
     text = re.sub(r'([ !-&(-+/:-@\[-`{-~])', r' \1 ', f' {text} ')
     text = re.sub(r'([.,])([^0-9])', r' \1 \2', re.sub(r'([^0-9])([.,])', r'\1 \2 ', text))
     return re.sub(r'([0-9])(-)', r'\1 \2 ', text).split()
@@ -143,16 +148,16 @@ def bleu(predictions, references, labels=None):
     for p, r in zip(predictions, references):
         p, r = words_13a(p), [*map(words_13a, texts_of(r))]
         length += len(p)
-        target += min((len(t) for t in r), key=lambda n: (abs(n - len(p)), n))               # the reference that is nearest in length
+        target += min((len(t) for t in r), key=lambda n: (abs(n - len(p)), n))         # the reference nearest in length
         for n in range(4):
             have, most = ngrams(p, n + 1), collections.Counter()
             for t in r: most |= ngrams(t, n + 1)
             hits[n] += sum((have & most).values())
             totals[n] += sum(have.values())
     if not hits.any() or not totals.all(): return {'bleu': 0.0}
-    missed = np.cumsum(hits == 0)                        # the first n without a match counts as 1/2 match, the next one as 1/4
+    missed = np.cumsum(hits == 0)                        # the first n without a match counts 1/2 match, the next 1/4
     logs = np.log(np.where(hits, hits, 0.5 ** missed) / totals)
-    return {'bleu': 100 * math.exp(min(0, 1 - target / length) + logs.mean())}               # brevity penalty e^(1 - r/c)
+    return {'bleu': 100 * math.exp(min(0, 1 - target / length) + logs.mean())}             # brevity penalty e^(1 - r/c)
 
 
 def common(a, b):
@@ -174,18 +179,20 @@ def rouge(predictions, references, labels=None):
     return dict(zip(('rouge1', 'rouge2', 'rougeL'), np.mean(best, axis=0).tolist()))
 
 
-metrics = dict(accuracy=accuracy, f1=f1, matthews=matthews, pearson_spearman=correlations, pearson=correlations, squad=squad, tags=tags,
-               exact_match=exact_match, bleu=bleu, rouge=rouge)
+metrics = dict(accuracy=accuracy, f1=f1, matthews=matthews, pearson_spearman=correlations, pearson=correlations,
+               squad=squad, tags=tags, exact_match=exact_match, bleu=bleu, rouge=rouge)
 
 
 def compute(metric, predictions, references, labels=None):
-    """The dict of a metric, main number first. labels: the names of the classes, in order, for classes (or lists of tags) that
-    come as numbers. Raises ValueError if the metric is not known or the two lists differ in length."""
+    """The dict of a metric, main number first. labels: the names of the classes, in order, for classes (or lists of
+    tags) that come as numbers. Raises ValueError if the metric is not known or the two lists differ in length."""
     if metric not in metrics: raise ValueError(f'metric {metric!r}: expected one of {", ".join(metrics)}')
     predictions, references = list(predictions), list(references)
     if len(predictions) != len(references) or not references:
-        raise ValueError(f'{len(predictions)} predictions for {len(references)} references: expected as many, and at least one')
+        raise ValueError(f'{len(predictions)} predictions for {len(references)} references: '
+                         'expected as many, and at least one')
     if metric in ('accuracy', 'f1', 'matthews', 'tags'):
-        name = lambda x: [*map(name, x)] if isinstance(x, list) else x.strip() if isinstance(x, str) else labels[x] if labels else x
+        name = lambda x: ([*map(name, x)] if isinstance(x, list) else x.strip() if isinstance(x, str)
+                          else labels[x] if labels else x)
         predictions, references = name(predictions), name(references)
     return metrics[metric](predictions, references, labels)

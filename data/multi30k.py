@@ -1,12 +1,13 @@
-"""Multi30k, captions of photographs in several languages (Elliott et al. 2016, arXiv 1605.00459): a small task of translation.
+"""Multi30k, captions of photographs in several languages (Elliott et al. 2016, arXiv 1605.00459): a small task of
+translation.
 
-What: 29,000 pairs of sentences to train on and 1,014 for validation, {"input": "translate English to German: ...", "target"};
-the metric is BLEU. The 1,000 pairs of the test set of 2016 lie beside them in test.jsonl, and once more as plain text, a
-sentence a line: test.input.txt to be translated, test.target.txt to be compared with. The test sets of 2017 and 2018 are left
-out, and so are the photographs.
+What: 29,000 pairs of sentences to train on and 1,014 for validation, {"input": "translate English to German: ...",
+"target"}; the metric is BLEU. The 1,000 pairs of the test set of 2016 lie beside them in test.jsonl, and once more as
+plain text, a sentence a line: test.input.txt to be translated, test.target.txt to be compared with. The test sets of
+2017 and 2018 are left out, and so are the photographs.
 
-    python data/multi30k.py                                  # data/multi30k; then: python train.py --model=t5 --data=multi30k
-    python data/multi30k.py --task=de-en --source=FOLDER     # FOLDER holds train.de, train.en, val.de, ... (or .gz of these)
+    python data/multi30k.py                                  # then: python train.py --model=t5 --data=multi30k
+    python data/multi30k.py --task=de-en --source=FOLDER     # FOLDER holds train.de, train.en, val.de, ... (or .gz)
 """
 import contextlib, json, os, sys
 
@@ -37,7 +38,8 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='en-de'):
         paths = [get(language) for language in task.split('-')]
         a, b = map(sentences, paths)
         if len(a) != len(b) or not source and len(a) != PAIRS[split]:
-            raise ValueError(f'{paths[0]} has {len(a):,} lines, {paths[1]} {len(b):,}; expected {PAIRS[split]:,} in the published files, '
+            raise ValueError(f'{paths[0]} has {len(a):,} lines, {paths[1]} {len(b):,}; '
+                             f'expected {PAIRS[split]:,} in the published files, '
                              f'and as many in both')
         return [dict(input=order + x, target=y) for x, y in zip(a, b) if x and y]
     def write(folder, **tokenizing):
@@ -46,7 +48,8 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='en-de'):
             test = read('test_2016_flickr')
             plain = [(f'test.{side}.txt', [row[side] for row in test]) for side in ('input', 'target')]
             for name, lines in (('test.jsonl', map(json.dumps, test)), *plain):
-                with open(os.path.join(folder, name), 'w', encoding='utf-8') as f: f.writelines(line + '\n' for line in lines)
+                with open(os.path.join(folder, name), 'w', encoding='utf-8') as f:
+                    f.writelines(line + '\n' for line in lines)
         return text.write_examples(folder, 'pairs', lambda: map(dict, train), lambda: map(dict, val), metric='bleu',
                                    source=source or f'Multi30k, {task}', **tokenizing)
     return text.make('multi30k' + f'-{task}' * (task != 'en-de'), write, tokenizer, vocab_size, 'bpe8192', out)

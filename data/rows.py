@@ -1,16 +1,17 @@
 """Which rows of the data a training step sees, without any state: a batch is a pure function of (seed, step, row).
 
-Row number n = step * batch_size + place in the global batch fixes its window of text and every random number that masks or
-cuts it. Nothing depends on how a batch is split over micro-batches and ranks, and resuming needs no loader state: it is a
-subtraction. Each epoch goes once through all windows in an order of its own (a permutation that is computed place by place,
-never stored), and starts at an offset of its own, so that windows are not cut at the same places again.
+Row number n = step * batch_size + place in the global batch fixes its window of text and every random number that masks
+or cuts it. Nothing depends on how a batch is split over micro-batches and ranks, and resuming needs no loader state: it
+is a subtraction. Each epoch goes once through all windows in an order of its own (a permutation that is computed place
+by place, never stored), and starts at an offset of its own, so that windows are not cut at the same places again.
 
     corpus = Corpus(folder, meta, 'train', seed=1)
     draw, rng = corpus.rows([0, 1, 2, 3])              # the protocol's draw and rng for these four rows
     draw(257, overlap=1)                               # (4, 257) token ids; windows advance by 256
     rng.integers(0, 99, 5), rng.random(2, 3)           # (4, 5), (4, 2, 3): each row has its own stream
 
-`training` and `validation` open what --data names: one folder, or a mixture of several (T5, Raffel et al. 2020, section 3.5.2).
+`training` and `validation` open what --data names: one folder, or a mixture of several (T5, Raffel et al. 2020, section
+3.5.2).
 """
 import json, math, os
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from data import text
 
-def mix(x):                                          # the output function of SplitMix64 (Steele et al. 2014), on uint64 arrays
+def mix(x):                                          # SplitMix64's output function (Steele et al. 2014), on uint64
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
     return x ^ (x >> np.uint64(31))
@@ -66,12 +67,13 @@ class Corpus:
     """One split of a prepared folder. `rows(numbers)` gives the protocol's draw and rng for those rows; row `number` of
     the whole run is step * batch_size + place in the global batch, and fixes its window and all its random numbers."""
     def __init__(self, folder, meta, split, seed, shuffle=True, encode=None):
-        """encode(example) -> list of dicts: how the model file sees a labelled example, usually as one row; called once each."""
+        """encode(example) -> list of dicts: how the model file sees an example, usually one row; called once each."""
         self.split, self.seed, self.shuffle, self.kind = split, seed, shuffle, meta['kind']
         self.tokens_per_row, self.length, self.overlap, self.items, self.examples = 0, 0, 0, [], []
         if self.kind == 'text': self.shards = text.tokens(folder, split)
         else:
-            with open(os.path.join(folder, split + '.jsonl'), encoding='utf-8') as f: self.examples = [json.loads(line) for line in f]
+            with open(os.path.join(folder, split + '.jsonl'), encoding='utf-8') as f:
+                self.examples = [json.loads(line) for line in f]
             self.items = [dict(row, index=i) for i, example in enumerate(self.examples) for row in encode(example)]
             if not self.items: raise ValueError(f'{folder}/{split}.jsonl holds no examples')
             self.tokens_per_row = round(sum(map(tokens_in, self.items)) / len(self.items))
@@ -84,11 +86,12 @@ class Corpus:
         return place, epoch
 
     def windows(self, length, overlap):
-        "-> stride, windows of each shard. While training one fewer than fit, so that each epoch starts at an offset of its own"
+        "-> stride, windows of each shard. In training one fewer than fit: each epoch starts at an offset of its own"
         stride = length - overlap
         fit = np.array([max(0, (len(s) - overlap) // stride) for s in self.shards])
         if not fit.sum():
-            raise ValueError(f'the {self.split} text has {max(map(len, self.shards))} tokens, one window takes {length}: lower --block_size or give more text')
+            raise ValueError(f'the {self.split} text has {max(map(len, self.shards))} tokens, '
+                             f'one window takes {length}: lower --block_size or give more text')
         return stride, np.maximum(fit - 1, fit > 0) if self.shuffle else fit
 
     def __len__(self):                               # rows of an epoch, known once a row was drawn
@@ -105,30 +108,35 @@ class Corpus:
             start = (place - ends[shard] + fit[shard]) * stride
             if self.shuffle:
                 room = np.array([len(s) for s in self.shards])[shard] - overlap - fit[shard] * stride
-                start += (keyed(self.seed, epoch, stream, 7) % np.minimum(room + 1, stride).astype(np.uint64)).astype(np.int64)
+                start += (keyed(self.seed, epoch, stream, 7)
+                          % np.minimum(room + 1, stride).astype(np.uint64)).astype(np.int64)
             return np.stack([self.shards[s][a:a + length] for s, a in zip(shard, start)]).astype(np.int64)
         def examples(stream=0): return [self.items[i] for i in self.places(numbers, len(self.items), stream)[0]]
         draw.examples = examples
         return draw, Random(keyed(self.seed, 1 if self.shuffle else 2, numbers))
 
 class Mixture:
-    """Several corpora as one, with Corpus's `rows`. The share of a part follows its size, e examples (tokens of running text):
-    r = min(e, cap)^(1 / temperature), over the sum of all (T5, 3.5.2). temperature 1: by size; a large one: equal shares.
+    """Several corpora as one, with Corpus's `rows`. The share of a part follows its size, e examples (tokens of running
+    text): r = min(e, cap)^(1 / temperature), over the sum of all (T5, 3.5.2). temperature 1: by size; a large one:
+    equal shares.
 
-    A period of 65,536 rows has so many rows of each part, spread evenly with some jitter; the next period goes on where this
-    one ended. So each part goes through its epochs as it does alone, and nothing but the row's number is needed to know where."""
+    A period of 65,536 rows has so many rows of each part, spread evenly with some jitter; the next period goes on where
+    this one ended. So each part goes through its epochs as it does alone, and nothing but the row's number is needed to
+    know where."""
     period = 1 << 16
 
     def __init__(self, parts, seed, cap=0, temperature=1.0):
         if cap < 0: raise ValueError(f'--mix_cap={cap}: expected a number of examples, or 0 for none')
         if not temperature > 0: raise ValueError(f'--mix_temperature={temperature}: expected more than 0')
         self.parts, self.seed, self.kind, self.length, self.overlap = parts, seed, parts[0].kind, 0, 0
-        self.items, self.examples = ([x for part in parts for x in xs(part)] for xs in (lambda p: p.items, lambda p: p.examples))
+        self.items, self.examples = ([x for part in parts for x in xs(part)]
+                                     for xs in (lambda p: p.items, lambda p: p.examples))
         sizes = np.array([len(p.examples) or sum(map(len, p.shards)) for p in parts], np.float64)
         share = np.minimum(sizes / sizes.max(), (cap or sizes.max()) / sizes.max()) ** (1 / temperature)
         share *= self.period / share.sum()
         self.counts = np.maximum(1, share.astype(np.int64))
-        self.counts[np.argsort(self.counts - share)[:max(0, self.period - self.counts.sum())]] += 1   # largest remainders first
+        # largest remainders first
+        self.counts[np.argsort(self.counts - share)[:max(0, self.period - self.counts.sum())]] += 1
         self.counts[self.counts.argmax()] += self.period - self.counts.sum()                # if some were raised to 1
         part = np.repeat(np.arange(len(parts)), self.counts)
         place = np.arange(self.period) - (np.cumsum(self.counts) - self.counts)[part]
@@ -143,7 +151,7 @@ class Mixture:
     def __len__(self): return sum(map(len, self.parts))
 
     def owners(self, numbers):
-        "row numbers -> (part, where its rows stand among these, their numbers in the part itself) for each part that has some"
+        "row numbers -> (part, where its rows stand among these, their numbers in the part) for each part that has some"
         period, i = np.divmod(numbers, self.period)
         own = period * self.counts[self.part[i]] + self.place[i]
         return [(p, at, own[at]) for p in range(len(self.parts)) if len(at := np.flatnonzero(self.part[i] == p))]
@@ -173,8 +181,8 @@ def training(meta, seed, encode=None, cap=0, temperature=1.0):
     return Mixture(parts, seed, cap, temperature) if 'parts' in meta else parts[0]
 
 def validation(meta, seed, encode=None):
-    """-> {title: (Corpus, its meta)}: a folder's own validation set has the title '', its further ones (MNLI's other genres) the
-    name they have, and those of a mixture begin with the part's title."""
+    """-> {title: (Corpus, its meta)}: a folder's own validation set has the title '', its further ones (MNLI's other
+    genres) the name they have, and those of a mixture begin with the part's title."""
     sets = [('-'.join(filter(None, (m.get('title', ''), name))), m, '-'.join(filter(None, ('val', name))))
             for m in meta.get('parts', [meta]) for name in ('', *m.get('more_val', ()))]
     return {title: (Corpus(m['folder'], m, split, seed, False, encode), m) for title, m, split in sets}

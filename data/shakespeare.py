@@ -1,9 +1,10 @@
 """Tiny Shakespeare: 1.1 MB of plays, the first text of char-rnn and nanoGPT.
 
-What: one document, the first nine tenths to train on and the rest for validation, as nanoGPT cuts it. The default tokenizer has
-one id per character (65 of them, and the special ones), so losses compare with nanoGPT's character recipe.
+What: one document, the first nine tenths to train on and the rest for validation, as nanoGPT cuts it. The default
+tokenizer has one id per character (65 of them, and the special ones), so losses compare with nanoGPT's character
+recipe.
 
-    python data/shakespeare.py                               # data/shakespeare; then: python train.py --data=shakespeare
+    python data/shakespeare.py                               # then: python train.py --data=shakespeare
     python data/shakespeare.py --tokenizer=gpt2 --source=FOLDER   # FOLDER holds input.txt or input.txt.gz
 """
 import os, sys
@@ -20,8 +21,8 @@ def prepare(tokenizer='char', vocab_size=8192, source='', out=''):
         with text.reading(path), text.open_binary(path) as f:
             plays = f.read().decode()
         at = len(plays) * 9 // 10
-        return text.write_text(folder, lambda: text.pieces(plays[:at]), lambda: text.pieces(plays[at:]), total=len(plays.encode()),
-                               source=source or URL, **tokenizing)
+        return text.write_text(folder, lambda: text.pieces(plays[:at]), lambda: text.pieces(plays[at:]),
+                               total=len(plays.encode()), source=source or URL, **tokenizing)
     return text.make('shakespeare', write, tokenizer, vocab_size, 'char', out)
 
 if __name__ == '__main__': text.script(prepare, __doc__)

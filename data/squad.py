@@ -1,13 +1,13 @@
 """SQuAD, questions about Wikipedia whose answer is a span of the paragraph (Rajpurkar et al. 2016, arXiv 1606.05250).
 
-What: version 1.1 (87,599 questions to train on, 10,570 for validation), or 2.0 in which half as many more have no answer (2018,
-1806.03822). A line is {"id", "context", "question", "answers": [{"text", "answer_start"}]}, [] without an answer; the model
-file cuts long contexts into overlapping windows.
+What: version 1.1 (87,599 questions to train on, 10,570 for validation), or 2.0 in which half as many more have no
+answer (2018, 1806.03822). A line is {"id", "context", "question", "answers": [{"text", "answer_start"}]}, [] without an
+answer; the model file cuts long contexts into overlapping windows.
 
-    python data/squad.py                                     # data/squad; then: python train.py --model=bert --data=squad
+    python data/squad.py                                     # then: python train.py --model=bert --data=squad
     python data/squad.py --task=2                            # data/squad-2; then add --no_answer
     python data/squad.py --source=FOLDER                     # FOLDER holds train-v1.1.json and dev-v1.1.json (or .gz)
-    python data/squad.py --source=articles.json.gz           # one file in that layout: every eighth article is for validation
+    python data/squad.py --source=articles.json.gz           # one such file: every eighth article is for validation
 """
 import json, os, sys
 
@@ -26,15 +26,20 @@ def rows(path, pick=lambda i: True):
     "questions of the articles whose number pick() takes"
     with text.reading(path), text.open_binary(path) as f:
         try: articles = json.load(f)['data']
-        except (ValueError, KeyError, TypeError): raise ValueError(f'{path}: not SQuAD\'s layout; expected JSON {{"data": [{{"paragraphs": ...}}]}}') from None
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f'{path}: not SQuAD\'s layout; '
+                             f'expected JSON {{"data": [{{"paragraphs": ...}}]}}') from None
     for i, article in enumerate(articles):
         for paragraph in article['paragraphs'] if pick(i) else ():
             for q in paragraph['qas']:
-                answers = [] if q.get('is_impossible') else [{'text': a['text'], 'answer_start': a['answer_start']} for a in q['answers']]
+                answers = [] if q.get('is_impossible') else [
+                    {'text': a['text'], 'answer_start': a['answer_start']} for a in q['answers']]
                 for a in answers:
                     if not paragraph['context'].startswith(a['text'], a['answer_start']):
-                        raise ValueError(f'{path}: question {q["id"]}: {a["text"]!r} is not at character {a["answer_start"]} of the context')
-                yield {'id': q['id'], 'context': paragraph['context'], 'question': q['question'].strip(), 'answers': answers}
+                        raise ValueError(f'{path}: question {q["id"]}: '
+                                         f'{a["text"]!r} is not at character {a["answer_start"]} of the context')
+                yield {'id': q['id'], 'context': paragraph['context'], 'question': q['question'].strip(),
+                       'answers': answers}
 
 
 def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='1'):
@@ -44,8 +49,10 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='1'):
         names = [f'{split}-v{version}.json' for split in ('train', 'dev')]
         paths = [text.fetch(n, URL + n, 'squad', source, SHA256[n], max_bytes=1 << 26) for n in names]
         train, val = (lambda: rows(paths[0])), (lambda: rows(paths[1]))
-        if paths[0] == paths[1]: train, val = (lambda: rows(paths[0], lambda i: i % 8)), (lambda: rows(paths[0], lambda i: i % 8 == 0))
-        return text.write_examples(folder, 'qa', train, val, source=source or f'SQuAD {version}', no_answer=task == '2', **tokenizing)
+        if paths[0] == paths[1]:
+            train, val = (lambda: rows(paths[0], lambda i: i % 8)), (lambda: rows(paths[0], lambda i: i % 8 == 0))
+        return text.write_examples(folder, 'qa', train, val, source=source or f'SQuAD {version}',
+                                   no_answer=task == '2', **tokenizing)
     return text.make('squad' + ('-2' if task == '2' else ''), write, tokenizer, vocab_size, 'bpe8192', out)
 
 

@@ -1,12 +1,12 @@
-"""The source code of the Python standard library that runs this: about 12 MB of real text, on every machine, no network.
+"""The source code of the Python standard library that runs this: about 12 MB of real text on every machine, no network.
 
-What: every module but its tests (they are more than the library itself), in sorted order, a file a document. Two supervised
-tasks come from the same files, split by file so that nothing of a file stands on both sides:
+What: every module but its tests (they are more than the library itself), in sorted order, a file a document. Two
+supervised tasks come from the same files, split by file so that nothing of a file stands on both sides:
   names    a function's body -> its name        {"input": "def _(self, x): ...", "target": "name"}, the name struck out
   modules  a dozen lines -> their package       {"text": "...", "label": "email"}, the package's name struck out
 
     python data/stdlib.py                                    # data/stdlib: byte pairs, 8192 tokens
-    python data/stdlib.py --task=names                       # data/stdlib-names; then: python train.py --data=stdlib-names
+    python data/stdlib.py --task=names                       # then: python train.py --data=stdlib-names
 """
 import ast, collections, hashlib, os, platform, re, sys, sysconfig
 
@@ -35,16 +35,18 @@ def functions(root):
         try: tree, lines = ast.parse(code), code.splitlines(keepends=True)
         except (SyntaxError, ValueError): continue
         for node in ast.walk(tree):
-            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or node.name.startswith('__') or len(node.name) < 3: continue
+            if (not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or node.name.startswith('__')
+                    or len(node.name) < 3): continue
             body = ''.join(lines[node.lineno - 1:node.end_lineno])
             body = re.sub(rf'(?m)^[ \t]{{{node.col_offset}}}', '', body)
-            body = re.sub(rf'\b{re.escape(node.name)}\b', '_', body).strip()   # wherever it stands, or the answer is in the question
+            # wherever it stands, or the answer is in the question
+            body = re.sub(rf'\b{re.escape(node.name)}\b', '_', body).strip()
             if 60 <= len(body) <= 1000 and body not in seen:
                 seen.add(body)
                 yield path, {'input': body, 'target': node.name}
 
 def snippets(root, lines=12, most=600):
-    "-> (path, example) of task modules: the 20 packages of three or more files that have the most snippets, `most` of each at most"
+    "-> (path, example) of task modules: the 20 packages of three or more files with most snippets, up to `most` each"
     found = collections.defaultdict(list)
     for path, code in sources(root):
         package, rows = path.split(os.sep)[0], [r for r in code.splitlines() if r.strip()]
@@ -56,7 +58,7 @@ def snippets(root, lines=12, most=600):
         yield from found[package][::-(-len(found[package]) // most)]
 
 def by_file(examples):
-    "-> examples to train on, for validation: of each label, files in the order of a hash until they hold a tenth of its examples"
+    "-> examples to train on, for validation: of each label, files in hash order until they are a tenth of its examples"
     groups, val = collections.defaultdict(collections.Counter), set()
     for path, example in examples: groups[example.get('label')][path] += 1
     for counts in groups.values():
@@ -75,11 +77,13 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task=''):
     def write(folder, **tokenizing):
         name = source or f'standard library of Python {platform.python_version()}'
         if not any(True for _ in sources(root)):
-            raise FileNotFoundError(f'{root}: holds no .py files; pass the folder of some Python source: --source=FOLDER')
+            raise FileNotFoundError(f'{root}: holds no .py files; pass the folder of some Python source: '
+                                    '--source=FOLDER')
         if task:
             train, val = by_file(list((functions if task == 'names' else snippets)(root)))
             fresh = lambda rows: lambda: map(dict, rows)
-            return text.write_examples(folder, 'pairs' if task == 'names' else 'labelled', fresh(train), fresh(val), source=f'{name}, {task}', **tokenizing)
+            return text.write_examples(folder, 'pairs' if task == 'names' else 'labelled', fresh(train), fresh(val),
+                                       source=f'{name}, {task}', **tokenizing)
         read = lambda: (piece for _, code in sources(root) if code for piece in text.pieces(code))
         total = sum(len(code.encode()) for _, code in sources(root))
         return text.write_text(folder, read, total=total, source=name, **tokenizing)

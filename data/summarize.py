@@ -1,11 +1,11 @@
 """Summaries: pairs of a long text and a short one, from any .jsonl file; without one, SciTLDR (Cachola et al. 2020).
 
-What: {"input": "summarize: ...", "target": ...}, with the metric ROUGE. SciTLDR (arXiv 2004.15011) has 1,992 abstracts of papers
-with a one-line summary, and 619 for validation with several, of which the best one counts ("references"). In a file of your own
-two columns are named by flags, or found when they have names that such data use. A column may hold a list: of the text's
-sentences, which are joined, or of several summaries, of which the first is learned.
+What: {"input": "summarize: ...", "target": ...}, with the metric ROUGE. SciTLDR (arXiv 2004.15011) has 1,992 abstracts
+of papers with a one-line summary, and 619 for validation with several, of which the best one counts ("references"). In
+a file of your own two columns are named by flags, or found when they have names that such data use. A column may hold a
+list: of the text's sentences, which are joined, or of several summaries, of which the first is learned.
 
-    python data/summarize.py                                 # data/summarize; then: python train.py --model=t5 --data=summarize
+    python data/summarize.py                                 # then: python train.py --model=t5 --data=summarize
     python data/summarize.py --source=news.jsonl --input=article --target=highlights --out=data/news
 
 --source is a file (or .gz), of which 5 % are for validation, or a folder with train.jsonl and val.jsonl (or dev.jsonl).
@@ -16,8 +16,9 @@ if __name__ == '__main__': sys.path.insert(0, os.path.dirname(os.path.dirname(os
 from data import supervised, text
 
 URL = 'https://raw.githubusercontent.com/allenai/scitldr/master/SciTLDR-Data/SciTLDR-A/'
-INPUTS = 'source article document dialogue text report input'.split()      # what the columns are called in SciTLDR, CNN/Daily Mail,
-TARGETS = 'target highlights summary tldr abstract'.split()                # XSum, SAMSum, BillSum, ...
+# what the columns are called in SciTLDR, CNN/Daily Mail, XSum, SAMSum, BillSum, ...
+INPUTS = 'source article document dialogue text report input'.split()
+TARGETS = 'target highlights summary tldr abstract'.split()
 
 
 def text_or_texts(x):
@@ -32,7 +33,8 @@ def rows(paths, names, prefix):
                 column = name or next((c for c in known if c in row), known[0])
                 value = supervised.need(row, column, path, number, text_or_texts, 'a string, or a list of strings')
                 found.append([value] if isinstance(value, str) else value)
-            yield dict(input=prefix + ' '.join(found[0]), target=found[1][0], **(dict(references=found[1]) if len(found[1]) > 1 else {}))
+            yield dict(input=prefix + ' '.join(found[0]), target=found[1][0],
+                       **(dict(references=found[1]) if len(found[1]) > 1 else {}))
 
 
 def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', input='', target='', prefix='summarize: '):
@@ -40,7 +42,8 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', input='', targe
     made_of = ''
     def paths():
         if source: return text.split_files(source)
-        return tuple([text.fetch(f'scitldr-{n}.jsonl', f'{URL}{n}.jsonl', 'summarize', max_bytes=1 << 24)] for n in ('train', 'dev'))
+        return tuple([text.fetch(f'scitldr-{n}.jsonl', f'{URL}{n}.jsonl', 'summarize', max_bytes=1 << 24)]
+                     for n in ('train', 'dev'))
     if source:
         train, val = paths()
         made_of = f'{text.fingerprint(train + (val or []))} {input} {target} {prefix}'

@@ -1,18 +1,19 @@
 """Supervised examples: the kinds there are, by the columns of their lines, and the check that each line passes.
 
-    {"text", "text_b"?, "label"}                   labelled: a class (string or whole number) or a value to regress to (decimal)
+    {"text", "text_b"?, "label"}                   labelled: a class (string, whole number) or a decimal to regress to
     {"text", "choices", "label"}                   choice: which of two or more texts goes on, by its place from 0
     {"tokens", "tags"}                             tagged: words and a tag for each, such as B-PER I-PER O
-    {"input", "target", "references"?}             pairs: text to text; a list of texts that count as right, if not target alone
-    {"prompt", "response"} or {"messages"}         instruct: chat turns {"role": "system", "user" or "assistant", "content"}
+    {"input", "target", "references"?}             pairs: text to text; texts that count as right, if not target alone
+    {"prompt", "response"} or {"messages"}         instruct: turns {"role": "system", "user" or "assistant", "content"}
     {"context", "question", "answers"}             qa: a list of {"text", "answer_start"}, empty when there is no answer
 
     python data/text.py reviews.jsonl              # or at once: python train.py --model=bert --data=reviews.jsonl
 """
 import json
 
-COLUMNS = {'choice': [('text', 'choices', 'label')], 'labelled': [('text', 'label')], 'tagged': [('tokens', 'tags')], 'pairs': [('input', 'target')],
-           'instruct': [('prompt', 'response'), ('messages',)], 'qa': [('context', 'question', 'answers')],
+COLUMNS = {'choice': [('text', 'choices', 'label')], 'labelled': [('text', 'label')], 'tagged': [('tokens', 'tags')],
+           'pairs': [('input', 'target')], 'instruct': [('prompt', 'response'), ('messages',)],
+           'qa': [('context', 'question', 'answers')],
            'text': [('text',)]}                          # the first kind whose columns a line has
 METRIC = dict(labelled='accuracy', choice='accuracy', tagged='tags', pairs='exact_match', instruct='loss', qa='squad')
 
@@ -25,7 +26,8 @@ def columns(row):
 def need(row, column, path, number, ok=lambda x: isinstance(x, str), expected='a string'):
     "row[column], or an error that says where, what is there, and what should be"
     if column not in row:
-        raise ValueError(f'{path} line {number}: no "{column}" column (it has {columns(row)}); expected it on every line')
+        raise ValueError(f'{path} line {number}: no "{column}" column (it has {columns(row)}); '
+                         'expected it on every line')
     if not ok(row[column]):
         raise ValueError(f'{path} line {number}: "{column}" is {json.dumps(row[column])[:60]}; expected {expected}')
     return row[column]
@@ -36,11 +38,14 @@ def check(row, kind, path, number):
     texts = lambda x: isinstance(x, list) and all(isinstance(t, str) for t in x)
     if kind == 'labelled':
         return {c: get(c) for c in ('text', 'text_b') if c == 'text' or c in row} | {'label': get(
-            'label', lambda x: isinstance(x, str) or is_number(x), 'a string or whole number (a class), or a decimal number (regression)')}
+            'label', lambda x: isinstance(x, str) or is_number(x),
+            'a string or whole number (a class), or a decimal number (regression)')}
     if kind == 'choice':
-        new = {'text': get('text'), 'choices': get('choices', lambda x: texts(x) and len(x) > 1, 'a list of two or more strings')}
+        new = {'text': get('text'),
+               'choices': get('choices', lambda x: texts(x) and len(x) > 1, 'a list of two or more strings')}
         n = len(new['choices'])
-        return new | {'label': get('label', lambda x: type(x) is int and 0 <= x < n, f'the place of the right choice, 0 to {n - 1}')}
+        return new | {'label': get('label', lambda x: type(x) is int and 0 <= x < n,
+                                   f'the place of the right choice, 0 to {n - 1}')}
     if kind == 'tagged':
         new = {'tokens': get('tokens', lambda x: texts(x) and x, 'a list of words, strings')}
         n = len(new['tokens'])
@@ -52,17 +57,22 @@ def check(row, kind, path, number):
         return new | {'references': get('references', lambda x: texts(x) and x, 'a list of strings, one or more')}
     if kind == 'instruct' and 'messages' not in row: return {c: get(c) for c in ('prompt', 'response')}
     if kind == 'instruct':
-        turn = lambda m: isinstance(m, dict) and m.get('role') in ('system', 'user', 'assistant') and isinstance(m.get('content'), str)
-        messages = get('messages', lambda x: isinstance(x, list) and all(map(turn, x)) and any(m['role'] == 'assistant' for m in x),
-                       'a list of {"role": "system", "user" or "assistant", "content": "..."} with an assistant turn to learn from')
+        turn = lambda m: (isinstance(m, dict) and m.get('role') in ('system', 'user', 'assistant')
+                          and isinstance(m.get('content'), str))
+        messages = get('messages', lambda x: (isinstance(x, list) and all(map(turn, x))
+                                              and any(m['role'] == 'assistant' for m in x)),
+                       'a list of {"role": "system", "user" or "assistant", "content": "..."} '
+                       'with an assistant turn to learn from')
         return {'messages': [{'role': m['role'], 'content': m['content']} for m in messages]}
     new, answers = {c: get(c) for c in ('context', 'question')}, row.get('answers')
-    if isinstance(answers, dict) and answers.keys() >= {'text', 'answer_start'}:     # SQuAD in columns, as Hugging Face has it
-        row = row | {'answers': [dict(text=t, answer_start=s) for t, s in zip(answers['text'], answers['answer_start'])]}
+    if isinstance(answers, dict) and answers.keys() >= {'text', 'answer_start'}:     # as Hugging Face has SQuAD
+        row = row | {'answers': [dict(text=t, answer_start=s)
+                                 for t, s in zip(answers['text'], answers['answer_start'])]}
     fits = lambda a: (isinstance(a, dict) and isinstance(a.get('text'), str) and type(a.get('answer_start')) is int
                       and a['answer_start'] >= 0 and new['context'].startswith(a['text'], a['answer_start']))
     answers = get('answers', lambda x: isinstance(x, list) and all(map(fits, x)),
-                  'a list, empty when there is no answer, of {"text", "answer_start"} with that text at that place of the context')
+                  'a list, empty when there is no answer, of {"text", "answer_start"} '
+                  'with that text at that place of the context')
     return new | {'answers': [{'text': a['text'], 'answer_start': a['answer_start']} for a in answers]}
 
 def is_number(x):                                        # one that fp32 holds: not NaN, not Infinity, not True
@@ -72,9 +82,12 @@ def label_names(labels, source):
     "the classes in order, or None when the labels are numbers to regress to"
     seen = set(labels)
     odd = [next((x for x in seen if isinstance(x, str) == text), None) for text in (True, False)]
-    if None not in odd: raise ValueError(f'{source}: some labels are strings ({odd[0]!r}), some are numbers ({odd[1]!r}); expected one type')
+    if None not in odd:
+        raise ValueError(f'{source}: some labels are strings ({odd[0]!r}), some are numbers ({odd[1]!r}); '
+                         'expected one type')
     if any(isinstance(x, float) for x in seen): return None
-    if len(seen) == 1: raise ValueError(f'{source}: every label is {seen.pop()!r}; expected at least two different ones')
+    if len(seen) == 1:
+        raise ValueError(f'{source}: every label is {seen.pop()!r}; expected at least two different ones')
     return sorted(seen)
 
 def mended(value):

@@ -1,17 +1,19 @@
 """Text to token ids: your own files for train.py, and the tools that every data/NAME.py is made of.
 
-What: reads running text (a .txt, .md, .py or any other UTF-8 file, a folder of them, .jsonl with a "text" column, .gz of
-these), trains or loads a tokenizer, and writes a folder with train.bin and val.bin (uint16 or uint32 ids, the end-of-text
-id after each document), tokenizer.json and meta.json. Lines of {"text", "text_b"?, "label"}, {"text", "choices", "label"},
-{"tokens", "tags"}, {"input", "target"}, {"prompt", "response"}, {"messages"} or {"context", "question", "answers"} are
-supervised data: checked, and kept as text in train.jsonl and val.jsonl (see data/supervised.py). Shards of llm.c and modded-nanogpt (NAME_train_000001.bin) are read as they lie.
+What: reads running text (a .txt, .md, .py or any other UTF-8 file, a folder of them, .jsonl with a "text" column, .gz
+of these), trains or loads a tokenizer, and writes a folder with train.bin and val.bin (uint16 or uint32 ids, the
+end-of-text id after each document), tokenizer.json and meta.json. Lines of {"text", "text_b"?, "label"}, {"text",
+"choices", "label"}, {"tokens", "tags"}, {"input", "target"}, {"prompt", "response"}, {"messages"} or {"context",
+"question", "answers"} are supervised data: checked, and kept as text in train.jsonl and val.jsonl (see
+data/supervised.py). Shards of llm.c and modded-nanogpt (NAME_train_000001.bin) are read as they lie.
 
-A document is a file, a line of .jsonl, or what lies between lines that read <|endoftext|>. About 5 % of the documents are
-for validation, picked by a hash of their text, so that copies stay on one side; where they are too few or too unequal for
-that, the last tenth of the text is. A folder with train.* and val.* (valid.*, validation.*, dev.*) is taken with that split.
+A document is a file, a line of .jsonl, or what lies between lines that read <|endoftext|>. About 5 % of the documents
+are for validation, picked by a hash of their text, so that copies stay on one side; where they are too few or too
+unequal for that, the last tenth of the text is. A folder with train.* and val.* (valid.*, validation.*, dev.*) is taken
+with that split.
 
-Text passes through in pieces of a megabyte: memory does not grow with the corpus. A folder is made at a temporary name and
-renamed when it is whole; whoever comes second waits and finds it.
+Text passes through in pieces of a megabyte: memory does not grow with the corpus. A folder is made at a temporary name
+and renamed when it is whole; whoever comes second waits and finds it.
 
 --data=A+B mixes what A and B name: one kind of data, with one tokenizer (see data/rows.py).
 
@@ -32,7 +34,7 @@ from data import supervised
 from data.download import Progress, checksum, download
 
 PIECE = 1 << 20                                          # characters encoded at once
-SAMPLE = 64 << 20                                        # a vocabulary is trained on about this much text, spread evenly
+SAMPLE = 64 << 20                                        # a vocabulary is trained on this much text, spread evenly
 EOT = '<|endoftext|>'
 BUILT_IN = ('bpe', 'char', 'byte', 'gpt2')
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -76,7 +78,8 @@ def files(source):
             for p in (os.path.join(folder, n) for n in sorted(names) if not n.startswith('.')):
                 if os.path.isfile(p) and os.path.getsize(p): (found if is_text(p) else skipped).append(p)
     if not found: raise ValueError(f'{source}: no text in it; expected UTF-8 files, .jsonl, or .gz of these')
-    if skipped: print(f'{source}: left out {len(skipped)} files that are not UTF-8 text, like {skipped[0]}', file=sys.stderr)
+    if skipped:
+        print(f'{source}: left out {len(skipped)} files that are not UTF-8 text, like {skipped[0]}', file=sys.stderr)
     return found
 
 @contextlib.contextmanager
@@ -132,7 +135,8 @@ def read_jsonl(path):
             except UnicodeDecodeError: raise
             except (ValueError, RecursionError) as e: row = getattr(e, 'msg', str(e))
             if not isinstance(row, dict):
-                raise ValueError(f'{path} line {number}: not a JSON object ({str(row)[:40]}); expected one like {{"text": "..."}} on each line')
+                raise ValueError(f'{path} line {number}: not a JSON object ({str(row)[:40]}); '
+                                 f'expected one like {{"text": "..."}} on each line')
             yield number, row
 
 def documents(paths):
@@ -148,13 +152,15 @@ def documents(paths):
 
 @contextlib.contextmanager
 def new_folder(out):
-    """A temporary folder that becomes `out` when the block ends well, and vanishes when not. Yields '' when `out` is there.
-    The lock lies inside the temporary folder and dies with its process: others wait, and a killed run blocks nobody."""
+    """A temporary folder that becomes `out` when the block ends well, and vanishes when not. Yields '' when `out` is
+    there. The lock lies inside the temporary folder and dies with its process: others wait, and a killed run blocks
+    nobody."""
     out, new, lock = out.rstrip('/'), out.rstrip('/') + '.tmp', None
     try:
         while not os.path.exists(os.path.join(out, 'meta.json')):
             if os.path.lexists(out) and (not os.path.isdir(out) or os.listdir(out)):
-                raise FileExistsError(f'{out} exists and is no prepared folder (it has no meta.json): move it away, or pass another --out')
+                raise FileExistsError(f'{out} exists and is no prepared folder (it has no meta.json): '
+                                      'move it away, or pass another --out')
             os.makedirs(new, exist_ok=True)
             with contextlib.suppress(FileNotFoundError): # renamed or removed in this moment: look again
                 if lock: lock.close()
@@ -169,7 +175,7 @@ def new_folder(out):
             yield ''
             return
         try:
-            for name in set(os.listdir(new)) - {'.lock'}: os.remove(os.path.join(new, name))       # left by a killed run
+            for name in set(os.listdir(new)) - {'.lock'}: os.remove(os.path.join(new, name))      # left by a killed run
             yield new
             for name in os.listdir(new):
                 with open(os.path.join(new, name), 'rb') as f: os.fsync(f.fileno())
@@ -191,7 +197,8 @@ def load_tokenizer(name):
     paths = [name] + sorted(glob.glob(os.path.join(glob.escape(name), '*')))
     try: return load_once(name, tuple(os.stat(p).st_mtime_ns for p in paths if os.path.exists(p)))
     except FileNotFoundError as e:
-        raise ValueError(f'--tokenizer={name}: {e}; expected bpe, char, byte, gpt2, or the path of a vocabulary') from None
+        raise ValueError(f'--tokenizer={name}: {e}; '
+                         'expected bpe, char, byte, gpt2, or the path of a vocabulary') from None
 
 def get_tokenizer(name, vocab_size, texts):
     "the tokenizer that a --tokenizer flag names; texts() -> the text it is trained on"
@@ -209,7 +216,8 @@ def tokenizer_tag(name, vocab_size):
 def finish(folder, tok, tag, meta):
     "writes tokenizer.json and, with the checksums, meta.json: what makes a folder a prepared one"
     tok.save(os.path.join(folder, 'tokenizer.json'))
-    meta |= dict(version=1, tokenizer='tokenizer.json', name=tag, vocab_size=tok.vocab_size, special=tok.special, eot=tok.eot)
+    meta |= dict(version=1, tokenizer='tokenizer.json', name=tag, vocab_size=tok.vocab_size, special=tok.special,
+                 eot=tok.eot)
     meta['sha256'] = {n: checksum(os.path.join(folder, n)) for n in sorted(os.listdir(folder)) if n != '.lock'}
     with open(os.path.join(folder, 'meta.json'), 'w') as f: json.dump(meta, f, indent=1)
     return meta
@@ -248,10 +256,13 @@ def start_process(*tools):
     in_process.tools = tools
 
 def encoded(tok, dtype, work, total):
-    """jobs -> results in order, on all cores. Threads where encode_numpy lets go of the interpreter (tiktoken, numpy); processes
-    for a tokenizer written in Python, when there is enough to do."""
-    queue, fork = collections.deque(), type(tok).encode_numpy is bpe.Tokenizer.encode_numpy and total > 4 * PIECE and hasattr(os, 'fork')
-    if fork: pool = concurrent.futures.ProcessPoolExecutor(CORES, multiprocessing.get_context('fork'), start_process, (tok, dtype))
+    """jobs -> results in order, on all cores. Threads where encode_numpy lets go of the interpreter (tiktoken, numpy);
+    processes for a tokenizer written in Python, when there is enough to do."""
+    queue, fork = collections.deque(), (type(tok).encode_numpy is bpe.Tokenizer.encode_numpy and total > 4 * PIECE
+                                        and hasattr(os, 'fork'))
+    if fork:
+        pool = concurrent.futures.ProcessPoolExecutor(CORES, multiprocessing.get_context('fork'), start_process,
+                                                      (tok, dtype))
     else: pool = concurrent.futures.ThreadPoolExecutor(CORES)
     try:
         for job in work:
@@ -262,12 +273,12 @@ def encoded(tok, dtype, work, total):
         pool.shutdown(cancel_futures=True)
 
 def write_text(folder, train, val=None, tokenizer='bpe', vocab_size=8192, tag='', share=0.05, total=0, source=''):
-    """Encodes documents into folder -> meta. train, val: functions that return a fresh iterator of (piece, last); without val,
-    `share` of the documents is picked. total: bytes of text, as far as known."""
+    """Encodes documents into folder -> meta. train, val: functions that return a fresh iterator of (piece, last);
+    without val, `share` of the documents is picked. total: bytes of text, as far as known."""
     seen = 0
     def sample():
         nonlocal seen
-        stride = max(1, total // SAMPLE) if tokenizer == 'bpe' else 1      # every n-th piece: covers a corpus of any size
+        stride = max(1, total // SAMPLE) if tokenizer == 'bpe' else 1      # every n-th piece: for a corpus of any size
         for i, (text, _) in enumerate(piece for stream in ((train, val) if val else (train,)) for piece in stream()):
             seen += size_of(text)
             if i % stride == 0 and text: yield text
@@ -277,7 +288,8 @@ def write_text(folder, train, val=None, tokenizer='bpe', vocab_size=8192, tag=''
     tok = get_tokenizer(tokenizer, vocab_size, sample)
     if seen: progress(seen, last=True)
     if tok.eot is None:
-        raise ValueError(f'the tokenizer {tag} has no end-of-text id to put between documents: take another, like --tokenizer=bpe')
+        raise ValueError(f'the tokenizer {tag} has no end-of-text id to put between documents: '
+                         'take another, like --tokenizer=bpe')
     dtype = np.dtype('uint16' if tok.vocab_size <= 65536 else 'uint32')
     paths = [os.path.join(folder, n) for n in ('train.bin', 'val.bin')]
     tokens, sizes, counts, progress = [0, 0], [0, 0], [0, 0], Progress(f'encoding {tag}', seen or total)
@@ -292,15 +304,17 @@ def write_text(folder, train, val=None, tokenizer='bpe', vocab_size=8192, tag=''
     if sum(sizes) == 0 or val and 0 in sizes:
         side = 'in it' if not sum(sizes) else 'to train on' if not sizes[0] else 'for validation'
         raise ValueError(f'{source}: no text {side} (0 bytes); expected running text')
-    if not val and not share / 5 < sizes[1] / sum(sizes) < max(0.2, 4 * share): recut(paths, tok, dtype, tokens, sizes, counts)
+    if not val and not share / 5 < sizes[1] / sum(sizes) < max(0.2, 4 * share):
+        recut(paths, tok, dtype, tokens, sizes, counts)
     meta = dict(kind='text', source=source, dtype=dtype.name)
     for i, split in enumerate(('train', 'val')):
         meta |= {f'{split}_tokens': tokens[i], f'{split}_bytes': sizes[i], f'{split}_documents': counts[i]}
     return finish(folder, tok, tag, meta)
 
 def recut(paths, tok, dtype, tokens, sizes, counts):
-    """Too few documents to pick from: val.bin becomes the end of all the text, from the border between documents that is nearest
-    to nine tenths, or from there when none lies between eight tenths and the end (of one document: nine tenths, as nanoGPT)."""
+    """Too few documents to pick from: val.bin becomes the end of all the text, from the border between documents that
+    is nearest to nine tenths, or from there when none lies between eight tenths and the end (of one document: nine
+    tenths, as nanoGPT)."""
     with open(paths[0], 'ab') as a, open(paths[1], 'rb') as b: shutil.copyfileobj(b, a)
     def blocks(f, start, stop):
         f.seek(start * dtype.itemsize)
@@ -310,7 +324,8 @@ def recut(paths, tok, dtype, tokens, sizes, counts):
     n, size, ends = sum(tokens), 0, 0
     goal = max(1, (n - 1) * 9 // 10)
     with open(paths[0], 'rb') as a, open(paths[1], 'wb') as b:
-        borders = [i + 1 + int(j) for i, part in blocks(a, n * 8 // 10 - 1, n - n // 50 - 1) for j in np.flatnonzero(part == tok.eot)] if n > 50 else []
+        borders = [i + 1 + int(j) for i, part in blocks(a, n * 8 // 10 - 1, n - n // 50 - 1)
+                   for j in np.flatnonzero(part == tok.eot)] if n > 50 else []
         at = min(borders, key=lambda i: abs(i - goal), default=goal)
         for _, part in blocks(a, at, n):
             size, ends = size + int(tok.byte_lengths[part].sum()), ends + int((part == tok.eot).sum())
@@ -323,14 +338,16 @@ def recut(paths, tok, dtype, tokens, sizes, counts):
 
 def examples(paths, kind):
     for path in paths:
-        if suffix(path) != '.jsonl': raise ValueError(f'{path}: expected only .jsonl files beside the {kind} data in {paths[0]}')
+        if suffix(path) != '.jsonl':
+            raise ValueError(f'{path}: expected only .jsonl files beside the {kind} data in {paths[0]}')
         for number, row in read_jsonl(path): yield supervised.check(supervised.mended(row), kind, path, number)
 
-def write_examples(folder, kind, train, val=None, tokenizer='bpe', vocab_size=8192, tag='', source='', share=0.05, more_val={}, **more):
-    """Supervised data -> meta. train, val: functions that return a fresh iterator of checked rows; without val, `share` of them
-    is picked. more_val: further sets for validation, {name: function}, which become val-NAME.jsonl and meta['more_val'].
-    A class label or tag is stored as its place in meta['labels']. The text stays text; tokenizer.json is there for models
-    that start from nothing. more: further entries of meta, such as metric."""
+def write_examples(folder, kind, train, val=None, tokenizer='bpe', vocab_size=8192, tag='', source='', share=0.05,
+                   more_val={}, **more):
+    """Supervised data -> meta. train, val: functions that return a fresh iterator of checked rows; without val, `share`
+    of them is picked. more_val: further sets for validation, {name: function}, which become val-NAME.jsonl and
+    meta['more_val']. A class label or tag is stored as its place in meta['labels']. The text stays text; tokenizer.json
+    is there for models that start from nothing. more: further entries of meta, such as metric."""
     every = lambda: (row for stream in ((train, val) if val else (train,)) for row in stream())
     labels = dict(labelled=lambda row: [row['label']], tagged=lambda row: row['tags']).get(kind)
     names = supervised.label_names((x for row in every() for x in labels(row)), source) if labels else None
@@ -352,48 +369,56 @@ def write_examples(folder, kind, train, val=None, tokenizer='bpe', vocab_size=81
             b.write(last)
             a.truncate(a.tell() - len(last))
             counts = [counts[0] - 1, 1]
-    if 0 in counts: raise ValueError(f'{source}: {sum(counts)} examples; expected at least one to train on and one for validation')
+    if 0 in counts:
+        raise ValueError(f'{source}: {sum(counts)} examples; expected at least one to train on and one for validation')
     for name, stream in more_val.items():
         with open(os.path.join(folder, f'val-{name}.jsonl'), 'w') as f: f.writelines(map(line_of, stream()))
     tok = get_tokenizer(tokenizer, vocab_size, lambda: (s for row in every() for s in supervised.strings(row)))
     return finish(folder, tok, tag, meta | dict(train_examples=counts[0], val_examples=counts[1]))
 
-# ---------------------------------------------------------------------------------------------------- opening what is prepared
+# --------------------------------------------------------------------------------------------- opening what is prepared
 
 def shard_files(folder, split):
-    return sorted(p for p in glob.glob(os.path.join(glob.escape(folder), '*.bin')) if re.search(rf'_{split}(_\d+)?\.bin$', p))
+    return sorted(p for p in glob.glob(os.path.join(glob.escape(folder), '*.bin'))
+                  if re.search(rf'_{split}(_\d+)?\.bin$', p))
 
 def shard_tokens(path):
     "the number of tokens of a shard: its header, int32[256] of (20240520, 1, count), against its size"
     size = os.path.getsize(path)
     header = [int(x) for x in np.fromfile(path, '<i4', min(256, size // 4))[:3]]
     if size < 1024 or header[:2] != [20240520, 1]:
-        raise ValueError(f'{path}: not a shard of GPT-2 tokens (it begins with {header}); expected the header [20240520, 1, count]')
+        raise ValueError(f'{path}: not a shard of GPT-2 tokens (it begins with {header}); '
+                         'expected the header [20240520, 1, count]')
     if size != 1024 + 2 * header[2]:
-        raise ValueError(f'{path}: {size:,} bytes, its header says {1024 + 2 * header[2]:,} ({header[2]:,} tokens): truncated or damaged, '
+        raise ValueError(f'{path}: {size:,} bytes, its header says {1024 + 2 * header[2]:,} ({header[2]:,} tokens): '
+                         'truncated or damaged, '
                          f'delete it and fetch it again')
     return header[2]
 
 def is_prepared(folder):
-    return os.path.isfile(os.path.join(folder, 'meta.json')) or bool(shard_files(folder, 'train') or shard_files(folder, 'val'))
+    return (os.path.isfile(os.path.join(folder, 'meta.json'))
+            or bool(shard_files(folder, 'train') or shard_files(folder, 'val')))
 
 def tokens(folder, split):
     "ids of 'train' or 'val' as a list of memory maps, one per shard. Takes a prepared folder or its meta"
     meta = folder if isinstance(folder, dict) else open_meta(folder, quick=True)
     path = os.path.join(meta['folder'], f'{split}.bin')
-    if os.path.exists(path): return [np.memmap(path, meta['dtype'], 'r') if os.path.getsize(path) else np.zeros(0, meta['dtype'])]
+    if os.path.exists(path):
+        return [np.memmap(path, meta['dtype'], 'r') if os.path.getsize(path) else np.zeros(0, meta['dtype'])]
     return [np.memmap(p, '<u2', 'r', offset=1024, shape=(shard_tokens(p),)) for p in shard_files(meta['folder'], split)]
 
 def open_meta(folder, check=False, quick=False):
-    """meta.json of a prepared folder as a dict (of a folder of shards, the like of it), with its path as meta['folder'], after a
-    look whether the files are what it says. check: compare all checksums too; quick: leave out the look at the ids. Of several
-    folders with + between, a mixture: what they have in common, and meta['parts']."""
-    if '+' in folder and not os.path.exists(folder): return mixed([open_meta(part, check, quick) for part in folder.split('+')], folder)
+    """meta.json of a prepared folder as a dict (of a folder of shards, the like of it), with its path as
+    meta['folder'], after a look whether the files are what it says. check: compare all checksums too; quick: leave out
+    the look at the ids. Of several folders with + between, a mixture: what they have in common, and meta['parts']."""
+    if '+' in folder and not os.path.exists(folder):
+        return mixed([open_meta(part, check, quick) for part in folder.split('+')], folder)
     folder = folder.rstrip('/') or '/'
     path, again = os.path.join(folder, 'meta.json'), f'delete {folder} and prepare it again'
     if not os.path.exists(path):
         if not is_prepared(folder):
-            raise FileNotFoundError(f'{folder}: no prepared folder (it has no meta.json); make one: python data/text.py YOUR_TEXT --out=DIR')
+            raise FileNotFoundError(f'{folder}: no prepared folder (it has no meta.json); make one: '
+                                    'python data/text.py YOUR_TEXT --out=DIR')
         meta = shard_meta(folder)
     else:
         try:
@@ -401,10 +426,12 @@ def open_meta(folder, check=False, quick=False):
             wanted = {'kind', 'version', 'tokenizer', 'name', 'vocab_size', 'sha256'}
             if meta.get('kind') == 'text': wanted |= {'dtype', 'train_tokens', 'val_tokens'}
             missing = sorted(wanted - meta.keys())
-        except (ValueError, AttributeError) as e: raise ValueError(f'{path}: not readable as JSON ({e}): {again}') from None
+        except (ValueError, AttributeError) as e:
+            raise ValueError(f'{path}: not readable as JSON ({e}): {again}') from None
         if missing or meta['version'] != 1 or meta['kind'] not in supervised.COLUMNS:
             found = f'no {", ".join(missing)}' if missing else f'version {meta["version"]}, kind {meta["kind"]!r}'
-            raise ValueError(f'{path}: {found}; expected version 1 and a kind of {", ".join(supervised.COLUMNS)}: {again}')
+            raise ValueError(f'{path}: {found}; expected version 1 and a kind of {", ".join(supervised.COLUMNS)}: '
+                             f'{again}')
         meta['folder'] = folder
         for name, digest in meta['sha256'].items():
             path = os.path.join(folder, name)
@@ -413,16 +440,18 @@ def open_meta(folder, check=False, quick=False):
                 n, size = meta[name[:-4] + '_tokens'], os.path.getsize(path)
                 want = n * np.dtype(meta['dtype']).itemsize
                 if size != want:
-                    raise ValueError(f'{path}: {size:,} bytes, meta.json says {want:,} ({n:,} tokens of {meta["dtype"]}), '
+                    raise ValueError(f'{path}: '
+                                     f'{size:,} bytes, meta.json says {want:,} ({n:,} tokens of {meta["dtype"]}), '
                                      f'so it is {"truncated" if size < want else "another file"}: {again}')
             if (check or name == 'tokenizer.json') and checksum(path) != digest:
                 raise ValueError(f'{path}: not the file that meta.json was written for (its checksum differs): {again}')
     if meta['kind'] == 'text' and not quick:
         for ids in tokens(meta, 'train') + tokens(meta, 'val'):
-            for i in range(0, len(ids), max(PIECE, len(ids) // 64)):       # all of a small file, 64 places of a large one
+            for i in range(0, len(ids), max(PIECE, len(ids) // 64)):       # all of a small file, 64 places of a large
                 part = np.fromfile(ids.filename, ids.dtype, PIECE, offset=ids.offset + i * ids.itemsize)
                 if (top := int(part.max())) >= meta['vocab_size']:
-                    raise ValueError(f'{ids.filename}: it has the id {top}, the tokenizer {meta["name"]} has {meta["vocab_size"]} ids, '
+                    raise ValueError(f'{ids.filename}: '
+                                     f'it has the id {top}, the tokenizer {meta["name"]} has {meta["vocab_size"]} ids, '
                                      f'so it was written with another tokenizer: {again}')
     return meta
 
@@ -430,49 +459,56 @@ def mixed(parts, folder):
     "metas -> one meta; the parts get a title each, which is part of the names of their metrics"
     first, titles = parts[0], []
     for meta in parts:
-        asked = os.path.join(first['folder'], first['tokenizer']) if first['tokenizer'].endswith('.json') else first['tokenizer']
+        asked = (os.path.join(first['folder'], first['tokenizer']) if first['tokenizer'].endswith('.json')
+                 else first['tokenizer'])
         what = [(meta['kind'], first['kind'], f'{meta["kind"]} data, expected {first["kind"]}')]
         if meta['kind'] in ('labelled', 'tagged'):
-            what += [(meta['labels'], first['labels'], f'other labels ({", ".join(meta["labels"] or ["numbers"])[:60]})')]
-        what += [(same_tokenizer(meta, asked), True, f'the tokenizer {meta["name"]}, expected {first["name"]} ({first["vocab_size"]} ids)')]
+            what += [(meta['labels'], first['labels'],
+                      f'other labels ({", ".join(meta["labels"] or ["numbers"])[:60]})')]
+        what += [(same_tokenizer(meta, asked), True,
+                  f'the tokenizer {meta["name"]}, expected {first["name"]} ({first["vocab_size"]} ids)')]
         for has, wanted, words in what:
             if has == wanted: continue
-            raise ValueError(f'a mixture has one kind of data, one set of labels and one tokenizer: {meta["folder"]} has {words} as in '
-                             f'{first["folder"]}' + ': name the data themselves and a --tokenizer for all of them' * ('tokenizer' in words))
+            raise ValueError('a mixture has one kind of data, one set of labels and one tokenizer: '
+                             f'{meta["folder"]} has {words} as in {first["folder"]}'
+                             + ': name the data themselves and a --tokenizer for all of them' * ('tokenizer' in words))
         title = os.path.basename(meta['folder']).removesuffix('-' + meta['name'])
         title = re.sub(r'-[0-9a-f]{10}$', '', title)     # of data/text/NAME-HASH-TOKENIZER
         titles.append(title if title not in titles else f'{title}-{len(titles)}')
     sums = {n: sum(meta.get(n, 0) for meta in parts) for n in first if n.startswith(('train_', 'val_'))}
     sums |= {'no_answer': True} if any(meta.get('no_answer') for meta in parts) else {}
-    return first | sums | dict(folder=folder, source=folder, metric='', tokenizer=os.path.abspath(asked) if asked.endswith('.json') else asked,
+    return first | sums | dict(folder=folder, source=folder, metric='',
+                               tokenizer=os.path.abspath(asked) if asked.endswith('.json') else asked,
                                parts=[meta | {'title': title} for meta, title in zip(parts, titles)],
-                               sha256={f'{i}/{n}': d for i, meta in enumerate(parts) for n, d in meta['sha256'].items()})
+                               sha256={f'{i}/{n}': d for i, meta in enumerate(parts)
+                                       for n, d in meta['sha256'].items()})
 
 def shard_meta(folder):
     meta = dict(kind='text', version=1, folder=folder, tokenizer='gpt2', name='gpt2', vocab_size=50257, dtype='uint16',
                 special={EOT: 50256}, eot=50256, source='shards', sha256={})
     for split in ('train', 'val'):
         if not shard_files(folder, split):
-            raise FileNotFoundError(f'{folder}: no {split} shard in it (NAME_{split}_000000.bin), and both kinds are needed: '
+            raise FileNotFoundError(f'{folder}: '
+                                    f'no {split} shard in it (NAME_{split}_000000.bin), and both kinds are needed: '
                                     f'get one, like python data/fineweb.py --shards=1 --out={folder}')
         meta[split + '_tokens'] = 0
         for path in shard_files(folder, split):
             meta[split + '_tokens'] += shard_tokens(path)
-            with open(path, 'rb') as f:                  # its header and ends: whole checksums of many gigabytes take minutes
+            with open(path, 'rb') as f:                  # its header and ends: checksums of many gigabytes take minutes
                 head = f.read(1 << 16)
                 f.seek(-min(len(head), 1 << 16), 2)
                 meta['sha256'][os.path.basename(path)] = hashlib.sha256(head + f.read()).hexdigest()
     return meta
 
-# ---------------------------------------------------------------------------------------------------- from --data to a folder
+# ---------------------------------------------------------------------------------------------- from --data to a folder
 
 def make(name, write, tokenizer, vocab_size, default='', out=''):
-    """The folder data/NAME-TAG (data/NAME when TAG is `default`; or `out`): found, or made by write(folder, tokenizer=...,
-    vocab_size=..., tag=...)."""
+    """The folder data/NAME-TAG (data/NAME when TAG is `default`; or `out`): found, or made by write(folder,
+    tokenizer=..., vocab_size=..., tag=...)."""
     vocab_size, base = vocab_size or 8192, os.path.join(HERE, name)
     tag = tokenizer_tag(tokenizer, vocab_size)
     folder = out.rstrip('/') or (base if tag == default else f'{base}-{tag}')
-    if not out and tokenizer not in BUILT_IN and not is_prepared(folder):   # a run that goes on brings a tokenizer made here
+    if not out and tokenizer not in BUILT_IN and not is_prepared(folder):   # a resumed run brings a tokenizer made here
         for found in [base] + sorted(glob.glob(glob.escape(base) + '-*')):
             with contextlib.suppress(ValueError, OSError):
                 meta = open_meta(found, quick=True)      # data/squad-2 is not data/squad with a tokenizer named 2
@@ -481,15 +517,17 @@ def make(name, write, tokenizer, vocab_size, default='', out=''):
         if new:
             meta = write(new, tokenizer=tokenizer, vocab_size=vocab_size, tag=tag)
             what = 'tokens' if meta['kind'] == 'text' else 'examples'
-            print(f'made {folder}: {meta["train_" + what]:,} {what} to train on, {meta["val_" + what]:,} for validation, '
-                  f'tokenizer {tag} ({meta["vocab_size"]:,} ids)', file=sys.stderr, flush=True)
+            print(f'made {folder}: {meta["train_" + what]:,} {what} to train on, '
+                  f'{meta["val_" + what]:,} for validation, tokenizer {tag} ({meta["vocab_size"]:,} ids)',
+                  file=sys.stderr, flush=True)
     return checked(folder) if new else checked(folder, tokenizer, vocab_size)
 
 def same_source(folder, made_of):
     "the folder, or an error if it was made of other files than those that are given now"
     meta = open_meta(folder, quick=True)
     if made_of in ('', meta.get('made_of')): return folder
-    raise ValueError(f'{folder} was made of something else ({meta["source"]}): delete it, or pass --out=DIR for another folder')
+    raise ValueError(f'{folder} was made of something else ({meta["source"]}): '
+                     'delete it, or pass --out=DIR for another folder')
 
 def same_tokenizer(meta, tokenizer, vocab_size=0):
     "whether a prepared folder's tokenizer is the one asked for ('' asks for none, 0 for any size)"
@@ -505,7 +543,8 @@ def checked(folder, tokenizer='', vocab_size=0):
     meta = open_meta(folder)
     if not same_tokenizer(meta, tokenizer, vocab_size):
         asked = f'--vocab_size={vocab_size}' if same_tokenizer(meta, tokenizer) else f'--tokenizer={tokenizer}'
-        raise ValueError(f'{folder} is prepared with the tokenizer {meta["name"]} ({meta["vocab_size"]} ids), asked for is {asked}: '
+        raise ValueError(f'{folder} is prepared with the tokenizer {meta["name"]} ({meta["vocab_size"]} ids), '
+                         f'asked for is {asked}: '
                          f'leave that out, or pass the text itself as --data to prepare it anew')
     return folder
 
@@ -516,7 +555,8 @@ def split_files(source):
     train, val = named('train'), named('val', 'valid', 'validation', 'dev')
     if not os.path.isdir(source) or not train or not val: return found, None
     if rest := [p for p in found if p not in train + val]:
-        print(f'{source}: takes {len(train)} train and {len(val)} validation files, leaves out {len(rest)} others like {rest[0]}', file=sys.stderr)
+        print(f'{source}: takes {len(train)} train and {len(val)} validation files, '
+              f'leaves out {len(rest)} others like {rest[0]}', file=sys.stderr)
     return train, val
 
 def fingerprint(paths):
@@ -541,13 +581,16 @@ def prepare(source, tokenizer='bpe', vocab_size=8192, out=''):
         kind = supervised.kind_of(row)
         if not kind:
             raise ValueError(f'{path} line {number}: the columns are {supervised.columns(row)}; expected '
-                             + ', or '.join(' and '.join(f'"{c}"' for c in s) for sets in supervised.COLUMNS.values() for s in sets))
+                             + ', or '.join(' and '.join(f'"{c}"' for c in s)
+                                            for sets in supervised.COLUMNS.values() for s in sets))
     def write(folder, **tokenizing):
         if kind != 'text':
-            return write_examples(folder, kind, lambda: examples(train, kind), val and (lambda: examples(val, kind)), source=source, **tokenizing)
+            return write_examples(folder, kind, lambda: examples(train, kind), val and (lambda: examples(val, kind)),
+                                  source=source, **tokenizing)
         total = sum(map(text_size, train + (val or [])))
-        return write_text(folder, lambda: documents(train), val and (lambda: documents(val)), share=min(0.05, 5e7 / max(total, 1)),
-                          total=total, source=source, **tokenizing)       # 50 MB of validation text is enough for anyone
+        # 50 MB of validation text is enough for anyone
+        return write_text(folder, lambda: documents(train), val and (lambda: documents(val)),
+                          share=min(0.05, 5e7 / max(total, 1)), total=total, source=source, **tokenizing)
     stem = re.sub(r'[^\w-]+', '_', os.path.basename(os.path.abspath(source.split(',')[0])).split('.')[0]) or 'text'
     return make(f'text/{stem}-{fingerprint(train + (val or []))}', write, tokenizer or 'bpe', vocab_size, out=out)
 
@@ -561,16 +604,21 @@ def names():
     return sorted(os.path.basename(p)[:-3] for p in found if '\ndef prepare(' in open(p, encoding='utf-8').read())
 
 def resolve(data, tokenizer='', vocab_size=0):
-    """what --data means -> a prepared folder, made now if need be. tokenizer '' and vocab_size 0 take the data set's own. Of several
-    with + between -> as many folders with + between; where each would train a vocabulary of its own, the first one's serves all."""
+    """what --data means -> a prepared folder, made now if need be. tokenizer '' and vocab_size 0 take the data set's
+    own. Of several with + between -> as many folders with + between; where each would train a vocabulary of its own,
+    the first one's serves all."""
     if '+' in data and not os.path.exists(data):
         folders, shared, there = {}, '', lambda part: os.path.isdir(part) and is_prepared(part)
         for part in sorted(data.split('+'), key=lambda part: not there(part)):
-            if not part: raise ValueError(f'--data={data}: expected names of data sets with a + between, like multi30k+summarize')
-            folders[part] = os.path.relpath(resolve(part, shared) if shared and not there(part) else resolve(part, tokenizer, vocab_size))
+            if not part:
+                raise ValueError(f'--data={data}: '
+                                 'expected names of data sets with a + between, like multi30k+summarize')
+            folders[part] = os.path.relpath(resolve(part, shared) if shared and not there(part)
+                                            else resolve(part, tokenizer, vocab_size))
             if tokenizer in ('', 'bpe', 'char') and not shared:
                 meta = open_meta(folders[part], quick=True)
-                shared = os.path.join(folders[part], meta['tokenizer']) if meta['tokenizer'].endswith('.json') else meta['tokenizer']
+                shared = (os.path.join(folders[part], meta['tokenizer']) if meta['tokenizer'].endswith('.json')
+                          else meta['tokenizer'])
             elif not shared: shared = tokenizer
         return '+'.join(folders[part] for part in data.split('+'))
     name, _, task = data.partition('-')
@@ -578,20 +626,22 @@ def resolve(data, tokenizer='', vocab_size=0):
         module = importlib.import_module('data.' + name)
         known = getattr(module, 'tasks', ())
         if task and task not in known:
-            raise ValueError(f'--data={data}: {name} has {"the tasks " + ", ".join(known) if known else "no tasks"}; expected --data='
+            raise ValueError(f'--data={data}: {name} has {"the tasks " + ", ".join(known) if known else "no tasks"}; '
+                             'expected --data='
                              + ' or --data='.join([name] + [f'{name}-{t}' for t in known]))
         given = dict(tokenizer=tokenizer, vocab_size=vocab_size, task=task)
         return module.prepare(**{k: v for k, v in given.items() if v})
     if os.path.isdir(data) and is_prepared(data): return checked(data, tokenizer, vocab_size)
     if os.path.exists(data) or ',' in data: return cached(data, tokenizer or 'bpe', vocab_size)
     near = difflib.get_close_matches(os.path.basename(data.rstrip('/')), names(), 1, 0.5)
-    raise FileNotFoundError(f'--data={data}: no data set, file or folder of that name; the data sets are {", ".join(names())}'
+    raise FileNotFoundError(f'--data={data}: no data set, file or folder of that name; '
+                            f'the data sets are {", ".join(names())}'
                             + (f'; did you mean --data={near[0]}?' if near else ''))
 
-# ---------------------------------------------------------------------------------------------------- for the data sets' scripts
+# ------------------------------------------------------------------------------------------- for the data sets' scripts
 
 def fetch(name, url, folder, source='', sha256='', max_bytes=0):
-    "a file of a data set: from the folder `source` when given (as it is, or .gz), else downloaded to data/downloads/FOLDER"
+    "a file of a data set: from the folder `source` if given (as is, or .gz), else downloaded to data/downloads/FOLDER"
     if not source: return download(url, os.path.join(HERE, 'downloads', folder, name), sha256, max_bytes)
     for path in (source, os.path.join(source, name), os.path.join(source, name + '.gz')):
         if os.path.isfile(path): return path
@@ -599,7 +649,8 @@ def fetch(name, url, folder, source='', sha256='', max_bytes=0):
 
 def script(prepare, doc):
     "the command line of a data set: a flag for each parameter of its prepare()"
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
     for name, p in inspect.signature(prepare).parameters.items():
         if p.default is p.empty: parser.add_argument(name)
         else: parser.add_argument('--' + name, type=type(p.default), default=p.default, help=f'default: {p.default!r}')

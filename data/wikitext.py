@@ -1,7 +1,7 @@
 """WikiText: Wikipedia's good and featured articles (Merity et al. 2016, arXiv 1609.07843), 11 MB or 540 MB.
 
-What: the word-level files with their <unk> and @-@ as published, an article a document, the authors' own validation articles.
-Task 2 (600 articles) comes from the pytorch examples, task 103 (28,475) from the author's site.
+What: the word-level files with their <unk> and @-@ as published, an article a document, the authors' own validation
+articles. Task 2 (600 articles) comes from the pytorch examples, task 103 (28,475) from the author's site.
 
     python data/wikitext.py                                  # data/wikitext; then: python train.py --data=wikitext
     python data/wikitext.py --task=103 --tokenizer=gpt2      # data/wikitext-103-gpt2
@@ -33,10 +33,12 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='2'):
     if task not in tasks: raise ValueError(f'--task={task}: expected {" or ".join(tasks)}')
     def write(folder, **tokenizing):
         if task == '2':
-            paths = [text.fetch(n, URL_2 + n, 'wikitext', source, digest, max_bytes=1 << 25) for n, digest in SHA256_2.items()]
+            paths = [text.fetch(n, URL_2 + n, 'wikitext', source, digest, max_bytes=1 << 25)
+                     for n, digest in SHA256_2.items()]
             total = sum(map(text.text_size, paths))
             def read(i):
-                with text.reading(paths[i]), io.TextIOWrapper(text.open_binary(paths[i]), 'utf-8', newline='\n') as lines:
+                with text.reading(paths[i]), \
+                        io.TextIOWrapper(text.open_binary(paths[i]), 'utf-8', newline='\n') as lines:
                     yield from articles(lines)
         else:
             path = text.fetch('wikitext-103-v1.zip', URL_103, 'wikitext', source, SHA256_103, max_bytes=1 << 28)
@@ -44,7 +46,8 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='2'):
             def read(i):                                 # out of the archive, nothing is unpacked
                 with zipfile.ZipFile(path) as z, z.open(f'wikitext-103/wiki.{("train", "valid")[i]}.tokens') as f:
                     yield from articles(io.TextIOWrapper(f, 'utf-8', newline='\n'))
-        return text.write_text(folder, lambda: read(0), lambda: read(1), total=total, source=f'WikiText-{task}', **tokenizing)
+        return text.write_text(folder, lambda: read(0), lambda: read(1), total=total, source=f'WikiText-{task}',
+                               **tokenizing)
     return text.make('wikitext' + ('-103' if task == '103' else ''), write, tokenizer, vocab_size, 'bpe8192', out)
 
 if __name__ == '__main__': text.script(prepare, __doc__)

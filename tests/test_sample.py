@@ -370,7 +370,7 @@ def test_mistakes(run_folder, text_model, tmp_path, capsys, monkeypatch):
     bpe.char([''.join(map(chr, range(400, 900)))]).save(str(tmp_path / 'large.json'))
     with pytest.raises(ValueError, match='not the one of this model'): ask(f'--out_dir={run_folder}', f'--tokenizer={tmp_path}/large.json')
     monkeypatch.setattr(gpt, 'likelihood', False)
-    with pytest.raises(ValueError, match='gpt.py cannot tell the likelihood'): ask(f'--out_dir={run_folder}', '--eval=lm', f'--text={__file__}')
+    with pytest.raises(ValueError, match='gpt.py .kind=text. cannot tell the likelihood'): ask(f'--out_dir={run_folder}', '--eval=lm', f'--text={__file__}')
 
 
 def test_shell_and_a_copied_model_file(text_model, tmp_path):
@@ -810,8 +810,8 @@ def test_what_a_model_cannot_do(run_folder, translator, hf, tmp_path):
             (tagged, ['--prompt=[MASK]'], 'bert.py (kind=tagged) cannot continue a text or'), (tagged, ['--classify=FILE:none'], 'No such file'),
             (tagged, [f'--classify={tmp_path}/bad.jsonl'], 'bad.jsonl line 1: no "tokens" column'), (choice, ['--classify=a'], '--classify line 1: no "choices" column'),
             (qa, ['--answer'], '--answer needs --question'), (qa, ['--context=a'], '--answer needs --question'), (qa, ['--classify=a'], 'cannot classify'),
-            (qa, ['--question=a', '--context=FILE:none'], '--context=FILE:none: No such file'), (run_folder, ['--embed=a'], 'gpt.py cannot give vectors'),
-            (run_folder, ['--classify=a'], 'gpt.py cannot classify'), (run_folder, ['--prompt=a', '--beams=3'], '--beams does not go with --prompt on gpt.py'),
+            (qa, ['--question=a', '--context=FILE:none'], '--context=FILE:none: No such file'), (run_folder, ['--embed=a'], 'gpt.py (kind=text) cannot give vectors'),
+            (run_folder, ['--classify=a'], 'gpt.py (kind=text) cannot classify'), (run_folder, ['--prompt=a', '--beams=3'], '--beams does not go with --prompt on gpt.py'),
             (t5_run, ['--classify=a'], 't5.py (kind=text) cannot classify'), (t5_run, ['--prompt=a', '--min_p=0.1'], '--min_p does not go'),
             (t5_run, ['--prompt=FILE:none'], '--prompt=FILE:none: No such file'), (t5_run, [], 'nothing asked for; it can answer a text (--prompt)'),
             (masked, ['--embed=a', '--out=no/v.npy'], '--out=no/v.npy: no folder no'), (masked, ['--embed=a', '--pool=max'], '--pool=max: expected one of mean, cls'), (masked, ['--prompt=[MASK]', '--top=0'], 'expected 1 or more')):
