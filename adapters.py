@@ -5,8 +5,7 @@
     adapters.bitfit(model, train='classifier')           # biases alone
 
 They lie on a model as lora.py's do, beside those if there are any: lora.use, lora.save, lora.load, lora.state work
-alike. They are no products of two matrices, so they cannot be merged (BitFit needs no merging), and peft has no files
-for them.
+alike. They are no products of two matrices, so they cannot be merged (BitFit needs no merging); peft has no such files.
 
 Papers: bottlenecks Houlsby et al. 2019 (1902.00751) and Pfeiffer et al. 2020 (2005.00247), AdaMix Wang et al. 2022
 (2205.12410), BitFit Ben Zaken et al. 2021 (2106.10199).

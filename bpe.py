@@ -263,9 +263,8 @@ def train(texts, vocab_size, pattern='gpt2', special=None, model='bpe', name='',
     if model not in ('bpe', 'wordpiece', 'unigram'):
         raise ValueError(f'model {model!r} is unknown: use bpe, wordpiece or unigram')
     if model == 'bpe' and vocab_size < 256 + len(special):
-        raise ValueError(f'vocab_size {vocab_size} is too small: '
-                         f'256 bytes + {len(special)} special tokens need at least '
-                         f'{256 + len(special)}')
+        raise ValueError(f'vocab_size {vocab_size} is too small: 256 bytes + {len(special)} special tokens need '
+                         f'at least {256 + len(special)}')
     if model == 'bpe' and pattern not in PATTERNS:
         pattern += r'|[\s\S]'  # nothing may fall between the chunks
     count = count_chunks(texts, pattern if model == 'bpe' else 'words', cores, progress)
@@ -624,8 +623,8 @@ class Char(Tokenizer):
             return [self.ids[c] for c in text]
         except KeyError as e:
             raise ValueError(f'character {e.args[0]!r} is not among the {len(self.ids)} of this char tokenizer: '
-                             'prepare it '
-                             'on text that has the character, or use --tokenizer=byte or --tokenizer=bpe') from None
+                             'prepare it on text that has the character, or use --tokenizer=byte or '
+                             '--tokenizer=bpe') from None
 
 
 def char(texts):
@@ -1010,9 +1009,8 @@ def load(path):
         try:
             e = tiktoken.get_encoding(path)
         except Exception as error:
-            raise ValueError(f'{path}: tiktoken could not fetch it ({type(error).__name__}); '
-                             'give a file with it instead, '
-                             'such as encoder.json + vocab.bpe or a .tiktoken file') from None
+            raise ValueError(f'{path}: tiktoken could not fetch it ({type(error).__name__}); give a file with it '
+                             'instead, such as encoder.json + vocab.bpe or a .tiktoken file') from None
         return ranked(e._mergeable_ranks, e._pat_str, e._special_tokens, path)
     if os.path.isdir(path):
         names = ['tokenizer.json', 'spiece.model', 'tokenizer.model', 'encoder.json', 'vocab.json', 'vocab.txt']
@@ -1077,9 +1075,8 @@ def parse(path, data, name):
         return from_sentencepiece(data, name)
     vocab = {line.rstrip('\r'): i for i, line in enumerate(data.decode().rstrip('\n').split('\n'))}
     if '[UNK]' not in vocab:
-        raise ValueError('not a tokenizer: '
-                         'expected our own JSON, tokenizer.json, encoder.json, vocab.bpe, a .tiktoken file, '
-                         'a sentencepiece model or a vocab.txt with [UNK]')
+        raise ValueError('not a tokenizer: expected our own JSON, tokenizer.json, encoder.json, vocab.bpe, '
+                         'a .tiktoken file, a sentencepiece model or a vocab.txt with [UNK]')
     special = [s for s in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]') if s in vocab]
     try:
         config = json.loads(beside('tokenizer_config.json'))
@@ -1119,8 +1116,8 @@ def from_pair(vocab, merges, name):
         raise ValueError('damaged: a line of the merges does not hold two tokens')
     made = joined(model)
     if any(t not in vocab for t in made):
-        raise ValueError('damaged: '
-                         f'the merges make {next(t for t in made if t not in vocab)!r}, which the vocabulary lacks')
+        raise ValueError(f'damaged: the merges make {next(t for t in made if t not in vocab)!r}, '
+                         'which the vocabulary lacks')
     special = [t for t in vocab if t not in made and t not in INVISIBLE]
     return from_spec({
         'model': model, 'added_tokens': [added_token(t, vocab[t], True, 'l' * (t == '<mask>')) for t in special],

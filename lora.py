@@ -168,8 +168,7 @@ def parted(layer):
 
 def matching(model, match):
     """'q,v' -> {name of a layer: [rows of each adapted part]}. A word names a part (q), a layer (out, or qkv: its parts
-    as one), or more of the way there (cross.q, blocks.0.mlp.down); 'all' is every part of every linear layer in the
-    blocks."""
+    as one), or more of the way there (cross.q, blocks.0.mlp.down); 'all': all parts of linear layers in the blocks"""
     layers, found, names = linears(model), collections.defaultdict(list), {}
     for n, layer in layers.items():
         names.update({'.'.join([*n.split('.')[:-1], part or n.split('.')[-1]]): (n, span)
@@ -201,8 +200,7 @@ def wrap(model, rank=8, alpha=16.0, match='q,v', dropout=0.0, rslora=False, dora
          bits=0):
     """h = W x + (alpha / rank) B A x (LoRA, eq. 3) on the layers that match; all else is frozen. rslora: alpha /
     sqrt(rank). train: names of modules or parameters that are trained whole and saved with the adapter, such as a new
-    classifier. bits: 8 or 16 hold the frozen layers of the blocks in so many bits. -> the model, adapter `name`
-    active."""
+    classifier. bits: 8 or 16 hold the frozen layers of the blocks in so many bits. -> the model, `name` active."""
     if rank < 1: raise ValueError(f'rank={rank}: expected 1 or more')
     if bits not in (0, 8, 16): raise ValueError(f'bits={bits}: expected 8 (int8), 16 (bf16) or 0, the base as it is')
     if not 0 <= dropout < 1: raise ValueError(f'dropout={dropout}: expected 0 or more and under 1')
@@ -412,8 +410,7 @@ def to_peft(model):
 
 def save(model, folder):
     """Writes the active adapter as peft does, adapter_config.json and adapter_model.safetensors; if peft or
-    transformers has nothing like it, in the same files under our own names, which only `load` reads. -> whether peft
-    reads it"""
+    transformers has nothing like it, the same files with our names, which only `load` reads. -> does peft read it"""
     import train                                                           # not above: train.py imports this file
     try: config, tensors = to_peft(model)
     except (ValueError, AttributeError): config, tensors = dict(settings(model), peft_type='FLATFORMERS'), state(model)

@@ -1,5 +1,4 @@
-"""Encoder-decoders in one file: T5, T5 v1.1, Flan-T5, mT5, UL2, AlexaTM's shape, and the noises of T5's and BART's
-papers.
+"""Encoder-decoders in one file: T5, T5 v1.1, Flan-T5, mT5, UL2, AlexaTM's shape, and the noises of T5 and BART.
 
     python train.py --model=t5                                     # fills the holes in the standard library's source
     python train.py --model=t5 --init_from=out/t5 --data=my.jsonl  # learns to turn "input" into "target"
@@ -88,8 +87,7 @@ class Config:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; or give --head_dim')
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 2:
             raise ValueError(f'buckets={self.buckets}, max_distance={self.max_distance}: '
-                             'expected a multiple of 4, and more '
-                             f'than half of it')
+                             'expected a multiple of 4, and more than half of it')
         if not 0 <= self.density <= 0.9: raise ValueError(f'density={self.density}: expected 0 to 0.9')
         if self.span < 1: raise ValueError(f'span={self.span}: expected 1 or more')
         if self.shared and (self.n_decoder_layer or self.n_layer) != self.n_layer:
@@ -138,7 +136,8 @@ _v11_sizes = {
 _mt5 = dict(vocab_size=250112, sentinel_first=250099, mask_id=250099)
 
 presets = {
-    'small': dict(_v11, block_size=128, n_layer=3, n_head=4, n_embd=256, n_hidden=512, density=0.3),  # rows teach more
+    # density: more to learn from a row
+    'small': dict(_v11, block_size=128, n_layer=3, n_head=4, n_embd=256, n_hidden=512, density=0.3),
     **{f't5-{size}': p for size, p in _v10_sizes.items()},
     **{f't5-v1_1-{size}': dict(_v11, **p) for size, p in _v11_sizes.items()},
     **{f'flan-t5-{size}': dict(_v11, **p, dropout=0.1) for size, p in _v11_sizes.items()},  # made for fine-tuning
@@ -165,8 +164,7 @@ finetune = ({n: v for n, v in recipe.items() if n not in ('preset', 'vocab_multi
 
 # ---------------------------------------------------------------------------------------------------------------------
 # objectives. Each takes the text (B, L) and uniform numbers u (B, 2L), and returns source (B, S), target (B, T), ended
-# by eot_id and then padded with -1. No loop over rows: what a row keeps is a mask, and numpy reads it out row after
-# row.
+# by eot_id and then padded with -1. No loop over rows: what a row keeps is a mask, which numpy reads out row after row.
 
 def choose(u, n):
     """Which n of each row: those with the smallest u. (B, L) -> bool (B, L)"""
@@ -465,8 +463,7 @@ class Block(nn.Module):
 
 def bucket(far, two_way, n, max_distance):
     """Class of the relative position far = key - query: half of the classes are exact, the others grow with the
-    logarithm up to max_distance; two_way: one half of them for each side, else all for the past (T5, 2.1). Any shape ->
-    same"""
+    logarithm up to max_distance; two_way: half of them for each side, else all for the past (T5, 2.1). Of any shape"""
     side = 0
     if two_way: n = n // 2; side = (far > 0) * n
     far = far.abs() if two_way else -far.clamp(max=0)
@@ -877,8 +874,7 @@ def from_hf(hf_config, weights):
         theirs = _their_names('tokens.weight' if name == 'head.weight' and config.tied else name, config)
         if missing := [n for n in theirs if n not in weights]:
             raise ValueError(f'{hf_config["model_type"]} weights lack {missing[0]}: '
-                             f'they have {len(weights)} tensors, such as '
-                             f'{next(iter(weights), None)}')
+                             f'they have {len(weights)} tensors, such as {next(iter(weights), None)}')
         w = torch.cat([weights[n] for n in theirs])
         if w.shape != shape: raise ValueError(f'{theirs[0]} gives {tuple(w.shape)}, config.json says {tuple(shape)}')
         state[name] = w

@@ -1,5 +1,4 @@
-"""FineWeb, 10 billion tokens of web text in GPT-2's vocabulary: the shards of llm.c and modded-nanogpt, read as they
-lie.
+"""FineWeb, 10 billion tokens of web text in GPT-2's vocabulary: the shards of llm.c and modded-nanogpt, as they lie.
 
 What: fineweb_val_000000.bin and fineweb_train_000001.bin to 000103.bin, 100 million tokens (200 MB) each: int32[256]
 header (magic 20240520, version 1, count), then uint16 ids. A broken download goes on where it stopped; each shard is

@@ -1,5 +1,4 @@
-"""Instructions with their answers, for instruction tuning: a small set, Alpaca's, or your own file in one of the usual
-layouts.
+"""Instructions with answers, for instruction tuning: a small set, Alpaca's, or your own file in a usual layout.
 
 What: {"prompt", "response"}, or {"messages"} for conversations. The prompt is the instruction and, after an empty line,
 its input if there is one; no other words are added. Read are a .json list, a .json object with such a list, or .jsonl

@@ -1,5 +1,4 @@
-"""Multi30k, captions of photographs in several languages (Elliott et al. 2016, arXiv 1605.00459): a small task of
-translation.
+"""Multi30k, captions of photographs in several languages (Elliott et al. 2016, arXiv 1605.00459), to be translated.
 
 What: 29,000 pairs of sentences to train on and 1,014 for validation, {"input": "translate English to German: ...",
 "target"}; the metric is BLEU. The 1,000 pairs of the test set of 2016 lie beside them in test.jsonl, and once more as
@@ -39,8 +38,7 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='en-de'):
         a, b = map(sentences, paths)
         if len(a) != len(b) or not source and len(a) != PAIRS[split]:
             raise ValueError(f'{paths[0]} has {len(a):,} lines, {paths[1]} {len(b):,}; '
-                             f'expected {PAIRS[split]:,} in the published files, '
-                             f'and as many in both')
+                             f'expected {PAIRS[split]:,} in the published files, and as many in both')
         return [dict(input=order + x, target=y) for x, y in zip(a, b) if x and y]
     def write(folder, **tokenizing):
         train, val = read('train'), read('val')

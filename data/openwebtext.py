@@ -1,5 +1,4 @@
-"""OpenWebText: 8 million web pages that Reddit linked to, the open copy of GPT-2's training text (Gokaslan and Cohen
-2019).
+"""OpenWebText: 8 million web pages that Reddit linked to, a copy of GPT-2's training text (Gokaslan and Cohen 2019).
 
 What: the 21 archives of the Hugging Face data set Skylion007/openwebtext (12 GB, 38 GB of text), read as they are with
 the standard library: a .tar of .xz, each again a .tar of one text file a page. Nothing is unpacked. Runs of empty lines

@@ -391,8 +391,7 @@ def shard_tokens(path):
                          'expected the header [20240520, 1, count]')
     if size != 1024 + 2 * header[2]:
         raise ValueError(f'{path}: {size:,} bytes, its header says {1024 + 2 * header[2]:,} ({header[2]:,} tokens): '
-                         'truncated or damaged, '
-                         f'delete it and fetch it again')
+                         'truncated or damaged, delete it and fetch it again')
     return header[2]
 
 def is_prepared(folder):
@@ -440,8 +439,8 @@ def open_meta(folder, check=False, quick=False):
                 n, size = meta[name[:-4] + '_tokens'], os.path.getsize(path)
                 want = n * np.dtype(meta['dtype']).itemsize
                 if size != want:
-                    raise ValueError(f'{path}: '
-                                     f'{size:,} bytes, meta.json says {want:,} ({n:,} tokens of {meta["dtype"]}), '
+                    raise ValueError(f'{path}: {size:,} bytes, meta.json says {want:,} '
+                                     f'({n:,} tokens of {meta["dtype"]}), '
                                      f'so it is {"truncated" if size < want else "another file"}: {again}')
             if (check or name == 'tokenizer.json') and checksum(path) != digest:
                 raise ValueError(f'{path}: not the file that meta.json was written for (its checksum differs): {again}')
@@ -450,9 +449,8 @@ def open_meta(folder, check=False, quick=False):
             for i in range(0, len(ids), max(PIECE, len(ids) // 64)):       # all of a small file, 64 places of a large
                 part = np.fromfile(ids.filename, ids.dtype, PIECE, offset=ids.offset + i * ids.itemsize)
                 if (top := int(part.max())) >= meta['vocab_size']:
-                    raise ValueError(f'{ids.filename}: '
-                                     f'it has the id {top}, the tokenizer {meta["name"]} has {meta["vocab_size"]} ids, '
-                                     f'so it was written with another tokenizer: {again}')
+                    raise ValueError(f'{ids.filename}: it has the id {top}, the tokenizer {meta["name"]} has '
+                                     f'{meta["vocab_size"]} ids, so it was written with another tokenizer: {again}')
     return meta
 
 def mixed(parts, folder):
@@ -488,9 +486,8 @@ def shard_meta(folder):
                 special={EOT: 50256}, eot=50256, source='shards', sha256={})
     for split in ('train', 'val'):
         if not shard_files(folder, split):
-            raise FileNotFoundError(f'{folder}: '
-                                    f'no {split} shard in it (NAME_{split}_000000.bin), and both kinds are needed: '
-                                    f'get one, like python data/fineweb.py --shards=1 --out={folder}')
+            raise FileNotFoundError(f'{folder}: no {split} shard in it (NAME_{split}_000000.bin), and both kinds are '
+                                    f'needed: get one, like python data/fineweb.py --shards=1 --out={folder}')
         meta[split + '_tokens'] = 0
         for path in shard_files(folder, split):
             meta[split + '_tokens'] += shard_tokens(path)
@@ -543,9 +540,8 @@ def checked(folder, tokenizer='', vocab_size=0):
     meta = open_meta(folder)
     if not same_tokenizer(meta, tokenizer, vocab_size):
         asked = f'--vocab_size={vocab_size}' if same_tokenizer(meta, tokenizer) else f'--tokenizer={tokenizer}'
-        raise ValueError(f'{folder} is prepared with the tokenizer {meta["name"]} ({meta["vocab_size"]} ids), '
-                         f'asked for is {asked}: '
-                         f'leave that out, or pass the text itself as --data to prepare it anew')
+        raise ValueError(f'{folder} is prepared with the tokenizer {meta["name"]} ({meta["vocab_size"]} ids), asked '
+                         f'for is {asked}: leave that out, or pass the text itself as --data to prepare it anew')
     return folder
 
 def split_files(source):

@@ -1,7 +1,7 @@
 """Labelled data through the trainer: a new head on given weights, the task's metric, predictions, freezing, baselines.
 
 Oracles: scikit-learn's metrics on the written predictions, and the equations of layer-wise rates."""
-import json, os
+import json, os, subprocess, sys
 
 import numpy as np
 import pytest
@@ -227,3 +227,18 @@ def test_tags_answers_and_choices_through_the_trainer(pretrained, tmp_path):
             hits = [p == t for a, b in zip(predictions, truth) for p, t in zip(a['prediction'], b['tags'], strict=True)]
             assert np.mean(hits) == pytest.approx(max(m['val_accuracy'] for m in lines_of(os.path.join(out, 'metrics.jsonl')) if m.get('val_f1') == result['best_f1']))
         if name == 'qa': assert all(p['prediction'] in t['context'] for p, t in zip(predictions, truth))
+
+
+def test_two_ranks_fine_tune_as_one(pretrained, sums, tmp_path):
+    """Labelled rows of unequal length, the lowest layers frozen, a batch split over processes: the same weights."""
+    flags = [*TUNE, f'--init_from={pretrained}', f'--data={sums["three"]}', '--max_iters=3', '--freeze=1', '--dropout=0', '--attention_dropout=0']
+    one, two = str(tmp_path / 'one'), str(tmp_path / 'two')
+    a = train.main([*flags, f'--out_dir={one}'])
+    root = os.path.dirname(os.path.abspath(train.__file__))
+    r = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'train.py', *flags, f'--out_dir={two}'],
+                       cwd=root, capture_output=True, text=True, timeout=240)
+    assert r.returncode == 0, r.stderr[-2000:]
+    first, second = state(one)['model'], state(two)['model']
+    for k in first: assert (first[k] - second[k]).abs().max() < 1e-5, k
+    assert [p['prediction'] for p in lines_of(os.path.join(one, 'predictions.jsonl'))] == [p['prediction'] for p in lines_of(os.path.join(two, 'predictions.jsonl'))]
+    assert f'{a["best_accuracy"]:.4f}' in r.stdout
