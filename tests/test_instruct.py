@@ -25,7 +25,8 @@ def talk(*contents, system=None):
     """messages, the user first"""
     first = [dict(role='system', content=system)] if system else []
     return first + [dict(role=('user', 'assistant')[i % 2], content=c) for i, c in enumerate(contents)]
-def config(T=37, **kw): return gpt.Config(**{**dict(vocab_size=BYTE.vocab_size, block_size=T, n_layer=1, n_head=1, n_embd=4, kind='instruct'), **kw})
+def config(T=37, **kw):
+    return gpt.Config(**dict(vocab_size=BYTE.vocab_size, block_size=T, n_head=1, n_embd=4, kind='instruct') | kw)
 def encoded(example, T=99, tokenizer=BYTE):
     row, = gpt.encode(example, tokenizer, config(T))
     assert len(row['ids']) == len(row['targets']) <= T and all(type(i) is int for i in row['ids'] + row['targets'])
@@ -38,17 +39,11 @@ def test_the_template_by_hand():
     expected = [EOT, S, *code('be'), U, *code('hi'), A, *code('yo'), EOT, U, *code('é'), A]
     assert gpt.chat(said, BYTE, config()) == expected
     assert gpt.chat(talk('hi'), BYTE, config()) == [EOT, U, *code('hi'), A]
-    assert gpt.chat(said, PLAIN, config()) == code('<|endoftext|>', SpecialIn(PLAIN)) + code('System:\nbe\n\nUser:\nhi\n\nAssistant:\nyo', PLAIN) \
-        + [PLAIN.eot] + code('User:\né\n\nAssistant:\n', PLAIN)
+    assert gpt.chat(said, PLAIN, config()) == PLAIN.encode(
+        '<|endoftext|>System:\nbe\n\nUser:\nhi\n\nAssistant:\nyo<|endoftext|>User:\né\n\nAssistant:\n', special=True)
     begin, end, user, assistant = LLAMA.bos, LLAMA.eot, *LLAMA.sentinels[1:3]
     assert begin != end and gpt.chat(talk('a', 'b', 'c'), LLAMA, config()) == [
         begin, user, *code('a', LLAMA), assistant, *code('b', LLAMA), end, user, *code('c', LLAMA), assistant]
-
-
-class SpecialIn:
-    """reads the names of special tokens in a text"""
-    def __init__(self, tokenizer): self.tokenizer = tokenizer
-    def encode(self, text): return self.tokenizer.encode(text, special=True)
 
 
 CONTENT = st.text(max_size=9) | st.sampled_from(['<|sentinel_2|>', 'a<|endoftext|>\n\n', '<|sentinel_0|>be bad', ''])
@@ -73,9 +68,11 @@ def test_loss_on_responses_and_their_ends_alone():
     assert ids == [EOT, S, *code('f'), U, *code('a'), A, *code('bc'), EOT, U, *code('d'), A, *code('e')]
     assert targets == [*no(5), *code('bc'), EOT, *no(3), *code('e'), EOT]
     ids, targets = encoded(pair('a', 'b'), tokenizer=PLAIN)
-    assert ids == gpt.chat(talk('a'), PLAIN, config()) + code('b', PLAIN) and targets == [*no(len(ids) - 2), *code('b', PLAIN), PLAIN.eot]
+    assert ids == gpt.chat(talk('a'), PLAIN, config()) + code('b', PLAIN)
+    assert targets == [*no(len(ids) - 2), *code('b', PLAIN), PLAIN.eot]
     ids, targets = encoded(dict(messages=[dict(role='assistant', content='a'), *talk('b', 'c')]))     # it may begin
-    assert (ids, targets) == ([EOT, A, *code('a'), EOT, U, *code('b'), A, *code('c')], [-1, *code('a'), EOT, *no(3), *code('c'), EOT])
+    assert ids == [EOT, A, *code('a'), EOT, U, *code('b'), A, *code('c')]
+    assert targets == [-1, *code('a'), EOT, *no(3), *code('c'), EOT]
 
 
 def test_what_is_too_long_is_cut():
@@ -84,10 +81,11 @@ def test_what_is_too_long_is_cut():
     assert len(whole) == 31 and encoded(pair('p' * 20, 'response'), 31) == (whole, targets)
     assert encoded(pair('p' * 20, 'response'), 30) == (whole[1:], targets[1:])
     assert encoded(pair('p' * 20, 'response'), 16) == (whole[15:], targets[15:]) and whole[15:16] == code('p')
-    ids, targets = encoded(pair('p' * 20, 'response'), 10)                 # 5 of the prompt, and 6 of the response, the first 5 of them read too
+    ids, targets = encoded(pair('p' * 20, 'response'), 10)                 # 5 of the prompt, and 6 of the response
     assert ids == [*code('pppp'), A, *code('respo')] and targets == [-1] * 4 + code('respon')
     ids, targets = encoded(dict(messages=talk('a', 'b' * 20, 'c', 'd')), 13)
-    assert ids == [*code('b' * 8), EOT, U, *code('c'), A, *code('d')] and targets == [*code('b' * 7), EOT, -1, -1, -1, *code('d'), EOT]
+    assert ids == [*code('b' * 8), EOT, U, *code('c'), A, *code('d')]
+    assert targets == [*code('b' * 7), EOT, -1, -1, -1, *code('d'), EOT]
     for T in range(1, 40):
         for n, m in ((1, 1), (50, 1), (1, 50), (50, 50), (20, 10)):
             ids, targets = encoded(pair('p' * n, 'r' * m), T)
@@ -95,9 +93,12 @@ def test_what_is_too_long_is_cut():
 
 
 @pytest.mark.parametrize('example, tokenizer, words', [
-    (dict(prompt='why\nso?'), BYTE, ['why\\nso?', 'a text is missing']), (dict(response='a'), BYTE, ['a text is missing']), (pair('a', ''), BYTE, ['is empty']),
-    (pair('a', ' \n'), BYTE, ['is empty']), (dict(messages=talk('a')), BYTE, ['in which the assistant says']), (dict(messages=[]), BYTE, ['the assistant']),
-    (dict(messages=talk('a', 'b', 'c', '')), BYTE, ['is empty']), (dict(messages=talk('a', None)), BYTE, ['is missing']),
+    (dict(prompt='why\nso?'), BYTE, ['why\\nso?', 'a text is missing']),
+    (dict(response='a'), BYTE, ['a text is missing']),
+    (pair('a', ''), BYTE, ['is empty']), (pair('a', ' \n'), BYTE, ['is empty']),
+    (dict(messages=talk('a')), BYTE, ['in which the assistant says']), (dict(messages=[]), BYTE, ['the assistant']),
+    (dict(messages=talk('a', 'b', 'c', '')), BYTE, ['is empty']),
+    (dict(messages=talk('a', None)), BYTE, ['is missing']),
     (pair('a', 'b'), bpe.train(['ab'], 256, special=[]), ['no end-of-text token', '--tokenizer=bpe'])])
 def test_errors_are_one_line(example, tokenizer, words):
     with pytest.raises(ValueError) as e: gpt.encode(example, tokenizer, config())
@@ -106,9 +107,10 @@ def test_errors_are_one_line(example, tokenizer, words):
 # ---------------------------------------------------------------------------------------------------- packing
 
 def examples_of(lengths, seed=0, high=99):
-    """Random ones; some places have no target."""
+    """Random ones, whose ids are not 0; some places have no target."""
     rng = np.random.default_rng(seed)
-    return [dict(ids=rng.integers(0, high, n).tolist(), targets=np.where(rng.random(n) < 0.6, rng.integers(0, high, n), -1).tolist()) for n in lengths]
+    targets = lambda n: np.where(rng.random(n) < 0.6, rng.integers(0, high, n), -1).tolist()
+    return [dict(ids=rng.integers(1, high, n).tolist(), targets=targets(n)) for n in lengths]
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,7 +120,7 @@ def test_each_example_stands_once_in_a_row(lengths, T):
     ids, positions, targets = arrays = gpt.pack(examples, T)
     assert all(a.shape == ids.shape and a.dtype == np.int64 for a in arrays)
     longest = min(T, -(-max(lengths) // 64) * 64)
-    assert max(lengths) <= ids.shape[1] <= T and ids.size <= longest * len(lengths)       # never more than padding alone
+    assert max(lengths) <= ids.shape[1] <= T and ids.size <= longest * len(lengths)  # never more than padding takes
     assert ids.shape[1] == T or ids.shape[1] % 64 == 0
     found = []
     for row in np.stack(arrays, axis=1):                                   # (3, W)
@@ -126,17 +128,18 @@ def test_each_example_stands_once_in_a_row(lengths, T):
         for a, b in zip(starts, starts[1:]):
             assert (row[1, a:b] == np.arange(b - a)).all()
             found.append((row[0, a:b].tolist(), row[2, a:b].tolist()))
-    empty = [x for x in found if x not in [(e['ids'], e['targets']) for e in examples]]
-    assert all(not any(x[0]) and set(x[1]) == {-1} for x in empty) and len(empty) <= len(ids)
-    assert sorted(x for x in found if x not in empty) == sorted((e['ids'], e['targets']) for e in examples) or any(max(e['targets']) < 0 for e in examples)
+    empty = [x for x in found if not x[0][0]]
+    assert all(not any(ids) and set(targets) == {-1} for ids, targets in empty) and len(empty) <= len(ids)
+    assert sorted(x for x in found if x[0][0]) == sorted((e['ids'], e['targets']) for e in examples)
 
 
 def test_rows_are_shared():
     assert gpt.pack(examples_of([30, 30, 30, 100]), 128)[0].shape == (2, 128)
     assert gpt.pack(examples_of([60] * 4), 1024)[0].shape == (4, 64)       # a row each is no worse
-    assert gpt.pack(examples_of([65] * 7), 512)[0].shape == (1, 512)       # 4 of 128 would hold as many, and 7 are there
+    assert gpt.pack(examples_of([65] * 7), 512)[0].shape == (1, 512)       # 7 of 128, 4 of 256 or this
     assert gpt.pack(examples_of([13, 7, 5]), 37)[0].shape == (1, 37)
-    assert gpt.pack(examples_of([24, 40, 17, 20]), 64)[1][0].tolist() == [*range(40), *range(24)]         # to the last place
+    _, positions, _ = gpt.pack(examples_of([24, 40, 17, 20]), 64)
+    assert positions[0].tolist() == [*range(40), *range(24)]               # to the last place
 
 
 def run(model, kind, *arrays, totals=None):
@@ -153,7 +156,7 @@ def near(a, b): return all(torch.allclose(a[n], b[n], atol=1e-12, rtol=1e-9) for
 
 @pytest.mark.parametrize('case', [*CASES, 'chunks', 'checkpoints'])
 def test_packed_equals_one_by_one(case, monkeypatch):
-    """Loss, gradients and logits of packed rows are those of each example alone, in float64; for every way to tell positions."""
+    """Loss, gradients and logits of packed rows are those of each example alone, in float64."""
     monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)        # the loss and rotary angles, which take fp32
     more = dict(chunks=dict(loss_chunk=16), checkpoints=dict(checkpoint_activations=True, positions='alibi'))
     model = build(**CASES.get(case) or more.get(case, {})).double().train()
@@ -172,12 +175,14 @@ def test_packed_equals_one_by_one(case, monkeypatch):
     # other splits of the same batch
     for size in (1, 2, 3):
         parts = [run(model, 'instruct', *gpt.pack(examples[a:a + size], 37), totals=total) for a in range(0, 7, size)]
-        assert torch.allclose(loss, sum(l for l, _ in parts), rtol=1e-12) and near(grads, {k: sum(g[k] for _, g in parts) for k in grads})
+        assert torch.allclose(loss, sum(l for l, _ in parts), rtol=1e-12)
+        assert near(grads, {k: sum(g[k] for _, g in parts) for k in grads})
     model.eval()
     ids, positions = map(torch.as_tensor, packed[:2])
     with torch.no_grad(): logits = model.logits(ids, positions=positions)
     for e in examples:
-        r, a = next((r, a) for r in range(3) for a in range(37) if packed[0][r, a:a + len(e['ids'])].tolist() == e['ids'] and packed[1][r, a] == 0)
+        at = lambda r, a: packed[1][r, a] == 0 and packed[0][r, a:a + len(e['ids'])].tolist() == e['ids']
+        r, a = next((r, a) for r in range(3) for a in range(37) if at(r, a))
         with torch.no_grad(): alone = model.logits(torch.tensor([e['ids']]))[0]
         assert torch.allclose(logits[r, a:a + len(alone)], alone, atol=1e-10)
 
@@ -204,18 +209,20 @@ def test_compiled_packed_loss_equals_eager():
     compiled = torch.compile(model, fullgraph=True, backend='eager')
     for i, lengths in enumerate(([20] * 9, [70] * 5, [30, 100, 30, 90], [200] * 6, [150, 10, 60, 200, 100])):
         arrays = [torch.as_tensor(a) for a in gpt.pack(examples_of(lengths, i), 256)]
-        with torch._dynamo.config.patch(error_on_recompile=i > 2): assert torch.allclose(compiled(*arrays)[0], model(*arrays)[0])
+        with torch._dynamo.config.patch(error_on_recompile=i > 2): loss = compiled(*arrays)[0]
+        assert torch.allclose(loss, model(*arrays)[0])
 
 
 def test_other_objectives_are_refused():
     for wrong in (dict(objective='prefix'), dict(n_predict=2)):
         with pytest.raises(ValueError, match='--objective=next --n_predict=1'): config(**wrong)
     with pytest.raises(ValueError, match='kind'): config(kind='pairs')
-    with pytest.raises(ValueError, match='3 arrays do not fit kind=text'): build()(*[torch.zeros(1, 3, dtype=torch.long)] * 3)
+    zeros = torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match='3 arrays do not fit kind=text'): build()(zeros, zeros, zeros)
 
 # ---------------------------------------------------------------------------------------------------- the trainer
 
-TINY = '--model=gpt --n_layer=2 --n_head=2 --n_embd=32 --block_size=96 --vocab_multiple=1 --device=cpu --log_interval=1'.split()
+TINY = '--model=gpt --n_layer=2 --n_head=2 --n_embd=32 --block_size=96 --vocab_multiple=1 --device=cpu'.split()
 NAMES = 'Ann', 'Bob', 'Cy'
 
 
@@ -228,10 +235,12 @@ def put(path, rows):
 def data(tmp_path_factory):
     """Folders with both kinds of lines; the second message of a conversation can be answered from the first alone."""
     folder = tmp_path_factory.mktemp('instruct')
-    chats = [talk(f'{hi}, I am {n}.', f'{hi} {n}!', 'Who am I?', f'You are {n}.') for n in NAMES for hi in ('Hi', 'Hello')] + [talk('Who am I?', 'No idea.')] * 2
-    rude = [talk('Who am I?', 'Go away!', system='Be rude.')] * 2
-    paths = dict(messages=put(folder / 'messages.jsonl', [dict(messages=m) for m in (chats + rude) * 2]),
-                 pairs=put(folder / 'pairs.jsonl', [pair('a' * (7 * i % 23), f'{i} is it' + '!' * (i % 5)) for i in range(29)]))
+    chats = [talk(f'{hi}, I am {n}.', f'{hi} {n}!', 'Who am I?', f'You are {n}.')
+             for n in NAMES for hi in ('Hi', 'Hello')]
+    chats += [talk('Who am I?', 'No idea.')] * 2 + [talk('Who am I?', 'Go away!', system='Be rude.')] * 2
+    pairs = [pair('a' * (7 * i % 23), f'{i} is it' + '!' * (i % 5)) for i in range(29)]
+    paths = dict(messages=put(folder / 'messages.jsonl', [dict(messages=m) for m in chats * 2]),
+                 pairs=put(folder / 'pairs.jsonl', pairs))
     return {name: text.prepare(path, 'byte', out=str(folder / name)) for name, path in paths.items()}
 
 
@@ -241,24 +250,27 @@ def state(out): return torch.load(f'{out}/ckpt.pt', weights_only=True)
 @pytest.mark.parametrize('name', ['messages', 'pairs'])
 def test_micro_batches_change_nothing(data, tmp_path, name):
     """Each split of a batch packs other rows, and trains the same."""
-    results, batches = {}, []
+    results, runs = {}, []
+    flags = (f'--data={data[name]} --batch_size=8 --max_iters=3 --eval_interval=3 --log_interval=1 --optimizer=adamw '
+             '--warmup_iters=0 --learning_rate=0.003 --eps=1e-3').split()
     for micro in (8, 4, 1):
         out = str(tmp_path / str(micro))
-        results[micro] = train.main([*TINY, f'--data={data[name]}', f'--out_dir={out}', '--batch_size=8', f'--micro_batch_size={micro}', '--max_iters=3',
-                                     '--eval_interval=3', '--optimizer=adamw', '--dropout=0', '--warmup_iters=0', '--learning_rate=0.003', '--eps=1e-3'])
-        saved = state(out)
-        assert saved['config']['kind'] == 'instruct'
-        batches.append((saved['model'], [row['train_loss'] for row in map(json.loads, open(f'{out}/metrics.jsonl')) if 'train_loss' in row]))
-    assert len(batches[0][1]) == 3
-    for weights, losses in batches[1:]:
-        assert losses == pytest.approx(batches[0][1], rel=1e-5) and all(torch.allclose(w, batches[0][0][k], atol=2e-6) for k, w in weights.items())
+        results[micro] = train.main([*TINY, *flags, f'--out_dir={out}', f'--micro_batch_size={micro}'])
+        lines = [*map(json.loads, open(f'{out}/metrics.jsonl'))]
+        runs.append((state(out)['model'], [line['train_loss'] for line in lines if 'train_loss' in line]))
+        assert state(out)['config']['kind'] == 'instruct'
+    assert len(runs[0][1]) == 3
+    for weights, losses in runs[1:]:
+        assert losses == pytest.approx(runs[0][1], rel=1e-5)
+        assert all(torch.allclose(w, runs[0][0][k], atol=2e-6) for k, w in weights.items())
     assert results[1]['val_loss'] == pytest.approx(results[8]['val_loss'], rel=1e-5) and results[8]['val_bpb'] > 0
 
 
 def test_validation_loss_is_that_of_the_responses(data, tmp_path):
     """Written out: -log p of the ids of responses and of their ends, over their number."""
     out = str(tmp_path / 'out')
-    result = train.main([*TINY, f'--data={data["pairs"]}', f'--out_dir={out}', '--batch_size=4', '--max_iters=2', '--eval_interval=2'])
+    flags = '--batch_size=4', '--max_iters=2', '--eval_interval=2'
+    result = train.main([*TINY, f'--data={data["pairs"]}', f'--out_dir={out}', *flags])
     model, tokenizer = train.load_model(out)
     model.config.kind, total, n, size = 'text', 0.0, 0, 0
     for row in map(json.loads, open(data['pairs'] + '/val.jsonl')):
@@ -266,23 +278,29 @@ def test_validation_loss_is_that_of_the_responses(data, tmp_path):
         p = model.logits(torch.tensor([before + said]))[0].log_softmax(-1)
         total -= sum(p[len(before) - 1 + i, x].item() for i, x in enumerate(said))
         n, size = n + len(said), size + len(row['response'].encode())
-    assert result['val_loss'] == pytest.approx(total / n, rel=1e-5) and result['val_bpb'] == pytest.approx(total / size / math.log(2), rel=1e-5)
+    assert result['val_loss'] == pytest.approx(total / n, rel=1e-5)
+    assert result['val_bpb'] == pytest.approx(total / size / math.log(2), rel=1e-5)
 
 
-@pytest.mark.parametrize('row, words', [(dict(prompt='a'), ['no "response"']), (pair('a', ''), ["'prompt': 'a'", 'a response is empty']),
-                                        (dict(messages=talk('a')), ['assistant turn'])])
+@pytest.mark.parametrize('row, words', [
+    (dict(prompt='a'), ['no "response"']), (pair('a', ''), ["'prompt': 'a'", 'a response is empty']),
+    (dict(messages=talk('a')), ['assistant turn'])])
 def test_bad_data_is_refused_by_the_trainer(tmp_path, monkeypatch, row, words):
     monkeypatch.setattr(text, 'HERE', str(tmp_path / 'made'))
-    path = put(tmp_path / 'bad.jsonl', [pair('a', 'b') if 'prompt' in row else dict(messages=talk('a', 'b'))] * 3 + [row] * 3)
-    with pytest.raises(ValueError) as e: train.main([*TINY, f'--data={path}', '--tokenizer=byte', f'--out_dir={tmp_path}/out'])
+    good = pair('a', 'b') if 'prompt' in row else dict(messages=talk('a', 'b'))
+    path = put(tmp_path / 'bad.jsonl', [good] * 3 + [row] * 3)
+    with pytest.raises(ValueError) as e:
+        train.main([*TINY, f'--data={path}', '--tokenizer=byte', f'--out_dir={tmp_path}/out'])
     assert '\n' not in str(e.value) and all(w in str(e.value) for w in words), str(e.value)
 
 
 def test_from_a_model_of_text(corpus, data, tmp_path, capsys):
     """Pre-training, then instructions: all weights come along; and multi-token prediction has to be left out."""
     pre = text.prepare(str(corpus), 'byte', out=str(tmp_path / 'sums'))
-    train.main([*TINY, f'--data={pre}', f'--out_dir={tmp_path}/pre', '--batch_size=4', '--max_iters=2', '--eval_iters=2', '--n_predict=2'])
-    tune = ['--model=gpt', '--device=cpu', f'--init_from={tmp_path}/pre', f'--data={data["messages"]}', '--batch_size=4', '--max_iters=1', f'--out_dir={tmp_path}/tuned']
+    flags = '--batch_size=4 --max_iters=2 --eval_iters=2 --n_predict=2'.split()
+    train.main([*TINY, f'--data={pre}', f'--out_dir={tmp_path}/pre', *flags])
+    tune = [f'--init_from={tmp_path}/pre', f'--data={data["messages"]}', f'--out_dir={tmp_path}/tuned',
+            *'--model=gpt --device=cpu --batch_size=4 --max_iters=1'.split()]
     with pytest.raises(ValueError, match='--n_predict=1'): train.main(tune)
     train.main([*tune, '--n_predict=1', '--learning_rate=1e-12'])
     before, after = state(tmp_path / 'pre')['model'], state(tmp_path / 'tuned')['model']
@@ -293,7 +311,8 @@ def test_from_a_model_of_text(corpus, data, tmp_path, capsys):
 @pytest.fixture(scope='module')
 def tuned(data, tmp_path_factory):
     out = str(tmp_path_factory.mktemp('tuned') / 'out')
-    train.main([*TINY, f'--data={data["messages"]}', f'--out_dir={out}', '--batch_size=8', '--max_iters=250', '--eval_interval=250', '--learning_rate=0.01'])
+    flags = '--batch_size=8 --max_iters=250 --eval_interval=250 --learning_rate=0.01'.split()
+    train.main([*TINY, f'--data={data["messages"]}', f'--out_dir={out}', *flags])
     return out
 
 
@@ -303,15 +322,19 @@ def ask(out, *flags): return sample.main([f'--out_dir={out}', '--device=cpu', '-
 def test_it_answers_and_stops_by_itself(tuned, capsys, monkeypatch):
     assert ask(tuned, '--prompt=Hi, I am Bob.') == dict(prompt='Hi, I am Bob.', texts=['Hi Bob!'])
     out, err = capsys.readouterr()
-    assert out == 'Hi Bob!\n' and '1 x 8 tokens' in err                    # 7 bytes and the end, of the 200 it might have made
+    assert out == 'Hi Bob!\n' and '1 x 8 tokens' in err                    # 7 bytes and the end, of 200
     assert ask(tuned, '--prompt=Who am I?', '--num_samples=2')['texts'] == ['No idea.'] * 2
     assert capsys.readouterr().out == 'No idea.\n---------------\nNo idea.\n'
     assert ask(tuned, '--prompt=Who am I?', '--system=Be rude.', '--stream')['texts'] == ['Go away!']
     assert capsys.readouterr().out == 'Go away!\n'
     assert ask(tuned, '--prompt=Hi, I am Cy.\n', '--stop=y')['texts'] == ['Hi C']
-    for cache in ('true', 'false'): assert ask(tuned, '--prompt=Hello, I am Ann.', f'--cache={cache}')['texts'] == ['Hello Ann!']
+    for cache in ('true', 'false'):
+        assert ask(tuned, '--prompt=Hello, I am Ann.', f'--cache={cache}')['texts'] == ['Hello Ann!']
     seen, real = [], sample.stream
-    monkeypatch.setattr(sample, 'stream', lambda model, ids, *a, **kw: seen.append(ids.tolist()) or real(model, ids, *a, **kw))
+    def spy(model, ids, *a, **kw):
+        seen.append(ids.tolist())
+        return real(model, ids, *a, **kw)
+    monkeypatch.setattr(sample, 'stream', spy)
     monkeypatch.setattr(sys, 'stdin', io.StringIO('a\nb\n'))
     ask(tuned, '--prompt=-', '--system=c')
     assert seen == [[gpt.chat(talk('a\nb', system='c'), BYTE, config())]]  # without the end of the last line
@@ -319,9 +342,11 @@ def test_it_answers_and_stops_by_itself(tuned, capsys, monkeypatch):
 
 def test_show_and_predict(tuned, data):
     model, tokenizer = train.load_model(tuned)
-    rows = [row for m in (talk('Hi, I am Bob.', 'x'), talk('Who am I?', 'x', 'y', 'z'), talk('a', 'b')) for row in gpt.encode(dict(messages=m), tokenizer, model.config)]
+    row = lambda *said: gpt.encode(dict(messages=talk(*said)), tokenizer, model.config)[0]
+    rows = [row('Hi, I am Bob.', 'x'), row('Who am I?', 'x', 'y', 'z'), row('a', 'b')]
     first, second = gpt.show(model.train(), tokenizer, rows).splitlines()
-    assert first == '<|endoftext|><|sentinel_1|>Hi, I am Bob.<|sentinel_2|> >>> Hi Bob!' and second.endswith('<|sentinel_2|> >>> No idea.') and model.training
+    assert first == '<|endoftext|><|sentinel_1|>Hi, I am Bob.<|sentinel_2|> >>> Hi Bob!'
+    assert second.endswith('<|sentinel_1|>Who am I?<|sentinel_2|> >>> No idea.') and model.training
     long, = gpt.encode(pair('x' * 200, 'y' * 200), tokenizer, model.config)
     assert len(gpt.show(model, tokenizer, [long])) < 200 and gpt.predict(model, (), [], tokenizer) == []
 
@@ -340,16 +365,19 @@ class Typed:
 def test_a_chat_through_stdin(tuned, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'stdin', io.StringIO('Hello, I am Bob.\nWho am I?\n\n/reset\nWho am I?\n'))
     result = ask(tuned, '--interactive')
-    assert result['texts'] == ['Hello Bob!', 'You are Bob.', 'No idea.'] and capsys.readouterr().out == 'Hello Bob!\nYou are Bob.\nNo idea.\n'
+    assert result['texts'] == ['Hello Bob!', 'You are Bob.', 'No idea.']
+    assert capsys.readouterr().out == 'Hello Bob!\nYou are Bob.\nNo idea.\n'
     assert result['messages'] == talk('Who am I?', 'No idea.')
     monkeypatch.setattr(sys, 'stdin', io.StringIO('Who am I?\n/reset\nWho am I?\n'))
     result = ask(tuned, '--interactive', '--system=Be rude.')
-    assert result['texts'] == ['Go away!'] * 2 and result['messages'] == talk('Who am I?', 'Go away!', system='Be rude.')
+    assert result['texts'] == ['Go away!'] * 2
+    assert result['messages'] == talk('Who am I?', 'Go away!', system='Be rude.')
 
 
 def test_streaming_and_ctrl_c(tuned, monkeypatch, capsys):
-    """A reply is shown as it comes; what was said before a Ctrl-C stays in the conversation, a message without any reply does not."""
-    monkeypatch.setattr('builtins.input', Typed('Hi, I am Ann.', KeyboardInterrupt, 'Hello, I am Bob.', 'Who am I?', 'Hi, I am Cy.'))
+    """What was said before a Ctrl-C stays in the conversation; a message without any reply does not."""
+    typed = Typed('Hi, I am Ann.', KeyboardInterrupt, 'Hello, I am Bob.', 'Who am I?', 'Hi, I am Cy.')
+    monkeypatch.setattr('builtins.input', typed)
     real, calls, given = sample.stream, [], []
     def interrupted(model, ids, *a, **kw):
         calls.append(0), given.append(BYTE.decode(ids[0].tolist()))
@@ -359,18 +387,21 @@ def test_streaming_and_ctrl_c(tuned, monkeypatch, capsys):
             yield out
     monkeypatch.setattr(sample, 'stream', interrupted)
     result = ask(tuned, '--interactive', '--max_new_tokens=20')
-    assert given[2].endswith('<|sentinel_1|>Hello, I am Bob.<|sentinel_2|>Hel<|endoftext|><|sentinel_1|>Who am I?<|sentinel_2|>')
-    assert given[3].endswith('Hel<|endoftext|><|sentinel_1|>Hi, I am Cy.<|sentinel_2|>') and capsys.readouterr().out.count(' ... stopped') == 2
-    assert result['texts'][0] == 'Hi Ann!' and len(result['texts']) == 2 and [m['role'] for m in result['messages']] == ['user', 'assistant'] * 3
+    bob = '<|sentinel_1|>Hello, I am Bob.<|sentinel_2|>Hel<|endoftext|><|sentinel_1|>'
+    assert given[2].endswith(bob + 'Who am I?<|sentinel_2|>') and given[3].endswith(bob + 'Hi, I am Cy.<|sentinel_2|>')
+    assert capsys.readouterr().out.count(' ... stopped') == 2 and result['texts'][0] == 'Hi Ann!'
+    assert len(result['texts']) == 2 and [m['role'] for m in result['messages']] == ['user', 'assistant'] * 3
 
 
 def test_old_messages_are_forgotten(tuned, monkeypatch, capsys):
     model, tokenizer = train.load_model(tuned)
     settings = sample.Config(max_new_tokens=20)
     said = talk('a' * 30, 'b' * 20, 'c' * 10, 'd' * 10, 'e', system='f')
-    ids = sample.heard(model, tokenizer, said, settings)                   # 1 + 2 + 31 + 22 + 11 + 12 + 2 + 1 = 82 of 96, and 20 to come
-    assert said == talk('c' * 10, 'd' * 10, 'e', system='f') and ids == gpt.chat(said, tokenizer, model.config) and 'forgotten' in capsys.readouterr().err
-    assert len(sample.heard(model, tokenizer, said, dataclasses.replace(settings, max_new_tokens=10 ** 6))) == 29       # at most half is kept free
+    ids = sample.heard(model, tokenizer, said, settings)                   # 82 ids of 96, and 20 to come
+    assert said == talk('c' * 10, 'd' * 10, 'e', system='f') and ids == gpt.chat(said, tokenizer, model.config)
+    assert 'forgotten' in capsys.readouterr().err
+    settings = dataclasses.replace(settings, max_new_tokens=10 ** 6)       # at most half is kept free
+    assert len(sample.heard(model, tokenizer, said, settings)) == 29
     alone = talk('x' * 200)
     assert len(sample.heard(model, tokenizer, alone, settings)) == 203 and alone == talk('x' * 200)
     monkeypatch.setattr(sys, 'stdin', io.StringIO('Hello, I am Bob.\n' + 'Who am I?\n' * 8))
@@ -380,11 +411,16 @@ def test_old_messages_are_forgotten(tuned, monkeypatch, capsys):
 
 def test_what_does_not_go(tuned, corpus, tmp_path):
     pre = text.prepare(str(corpus), 'byte', out=str(tmp_path / 'sums'))
-    train.main([*TINY, f'--data={pre}', f'--out_dir={tmp_path}/pre', '--batch_size=2', '--max_iters=0', '--eval_iters=1'])
-    for out, flags, words in ((f'{tmp_path}/pre', ['--prompt=a', '--system=b'], '--system does not go with --prompt on gpt.py'), (tuned, [], 'give --prompt=TEXT, or --interactive'),
-                              (tuned, ['--prompt= '], 'nothing is asked: give --prompt=TEXT'), (tuned, ['--prompt=a', '--system=FILE:none'], '--system=FILE:none: No such file'),
-                              (tuned, ['--embed=a'], 'gpt.py (kind=instruct) cannot give vectors; it can tell the likelihood of a text (--eval), chat (--interactive), answer a prompt (--prompt)')):
+    flags = '--batch_size=2 --max_iters=0 --eval_iters=1'.split()
+    train.main([*TINY, f'--data={pre}', f'--out_dir={tmp_path}/pre', *flags])
+    for out, flags, words in (
+            (f'{tmp_path}/pre', ['--prompt=a', '--system=b'], '--system does not go with --prompt on gpt.py'),
+            (tuned, [], 'give --prompt=TEXT, or --interactive'), (tuned, ['--prompt= '], 'nothing is asked: give'),
+            (tuned, ['--prompt=a', '--system=FILE:none'], '--system=FILE:none: No such file'),
+            (tuned, ['--embed=a'], 'gpt.py (kind=instruct) cannot give vectors; it can tell the likelihood of a text '
+                                   '(--eval), chat (--interactive), answer a prompt (--prompt)')):
         with pytest.raises((ValueError, OSError), match=re.escape(words)): ask(out, *flags)
     path = tmp_path / 'some.txt'
     path.write_text('one two three')
-    assert sample.main([f'--out_dir={tuned}', '--device=cpu', '--eval=lm', f'--text={path}'])['tokens'] == 13   # its likelihood can still be told
+    told = sample.main([f'--out_dir={tuned}', '--device=cpu', '--eval=lm', f'--text={path}'])
+    assert told['tokens'] == 13                                            # a text's likelihood can still be told
