@@ -583,9 +583,13 @@ def classify(model, tokenizer, config):
 
 
 def embed(model, tokenizer, config):
-    """A vector a text: the mean of the last hidden states of its tokens, [CLS] and [SEP] counted, or that of [CLS]."""
-    texts = [row['text'] for row in inputs('embed', config.embed, 'text')]
-    if not config.out and not 1 < len(texts) <= 10:
+    """A vector a text: the mean of the last hidden states of its tokens, [CLS] and [SEP] counted, or that of [CLS]. Of lines
+    with "text_b" the cosine of each pair, and how it goes with "label" if that is there (semantic similarity, STS-B)."""
+    from data import metrics
+    records = inputs('embed', config.embed, 'text text_b?')
+    pairs = all('text_b' in row for row in records)
+    texts = [row[side] for side in ('text', 'text_b')[:1 + pairs] for row in records]
+    if not config.out and not pairs and not 1 < len(texts) <= 10:
         raise ValueError(f'--embed of {len(texts)} texts: give --out=vectors.npy (without it 2 to 10 texts are compared)')
     rows, c = coded(model, tokenizer, [dict(text=t, label=0) for t in texts], kind='labelled')
     def work(arrays, rows):
@@ -598,6 +602,13 @@ def embed(model, tokenizer, config):
         train.write_atomic(config.out, lambda f: np.save(f, vectors.numpy()))
         print(f'{config.out}: {len(vectors)} vectors of {vectors.size(1)} float32', file=sys.stderr)
         return dict(vectors=vectors.numpy())
+    if pairs:
+        for row, cosine in zip(records, F.cosine_similarity(*vectors.chunk(2)).tolist()): row['cosine'] = cosine
+        result = report(records, config, lambda r: f'{r["cosine"]:7.4f}   {r["text"]} | {r["text_b"]}')
+        if all(isinstance(row.get('label'), (int, float)) for row in records) and len(records) > 1:
+            result |= metrics.correlations([row['cosine'] for row in records], [row['label'] for row in records])
+            print(f'cosine and label: Spearman {result["spearman"]:.4f}, Pearson {result["pearson"]:.4f}', file=sys.stderr)
+        return result
     alike = F.normalize(vectors, dim=-1) @ F.normalize(vectors, dim=-1).t()                    # cosines
     return report([dict(text=t, cosines=row) for t, row in zip(texts, alike.tolist())], config,
                   lambda r: ' '.join(f'{v:7.4f}' for v in r['cosines']) + '   ' + r['text'])

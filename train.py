@@ -30,6 +30,7 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
     summary(stats)             optional: what is reported, made of the summed stats (a ratio of two sums, say)
     Model.before_step(step)    optional: called with the number of each step, and once before the optimizers are built;
                                true if other parameters train from this step on
+    chat(messages, tokenizer, config)    optional, for instructions: a conversation -> ids that a reply continues
     hf_folders                 optional: {name: function like to_hf}, more models for folders inside an exported one
 
 Config fields named vocab_size, kind, n_labels, labels, no_answer, eot_id, pad_id, cls_id, sep_id, mask_id are filled
@@ -831,7 +832,7 @@ class Evaluation:
 
     def sample(self):                                # (T,) token ids of the first window, or a list of examples
         corpus = self.feed.corpus
-        draw, _ = corpus.rows([0])
+        draw, _ = corpus.rows(np.arange(min(2, len(corpus.items)) or 1))
         return draw(corpus.length, corpus.overlap)[0] if corpus.length else draw.examples()
 
     @torch.no_grad()

@@ -647,6 +647,13 @@ def test_vectors_equal_transformers(hf, tmp_path, capsys):
     unit = torch.nn.functional.normalize(mean, dim=-1)
     torch.testing.assert_close(torch.tensor([r['cosines'] for r in result['records']]), unit @ unit.t(), atol=1e-5, rtol=1e-4)
     assert len(out.splitlines()) == 5
+    from scipy.stats import spearmanr
+    pairs = [dict(text=lines[i], text_b=lines[j], label=y) for i, j, y in ((0, 1, 2.5), (1, 3, 0.5), (3, 4, 4.0), (0, 4, 1.0))]
+    (tmp_path / 'p.jsonl').write_text(''.join(json.dumps(p) + '\n' for p in pairs))
+    result, out, said = call(capsys, f'--init_from={folder}', f'--embed={tmp_path}/p.jsonl')
+    cosines = [float(unit[lines.index(p['text'])] @ unit[lines.index(p['text_b'])]) for p in pairs]
+    np.testing.assert_allclose([r['cosine'] for r in result['records']], cosines, atol=1e-5)
+    assert result['spearman'] == pytest.approx(spearmanr(cosines, [p['label'] for p in pairs])[0]) and 'Spearman' in said
     for kind in ('text', 'labelled'): assert sample.main([f'--out_dir={encoder(tmp_path, kind, bpe.byte(), kind)}', '--embed=a', f'--out={tmp_path}/v.npy', '--device=cpu'])['vectors'].shape == (1, 24)
 
 
