@@ -498,7 +498,8 @@ def fill(model, tokenizer, config):
         for m, piece in zip(masks[0], pieces[0] if len(masks) == 1 else ()): m['text'] = fitted(tokenizer, parts, [piece])
         records.append(dict(prompt=text, masks=masks, text=fitted(tokenizer, parts, [row[0] for row in pieces])))
     def shown(r):
-        line = lambda m: f'  {m["probability"]:.4f}  {m["token"]:<16}  {m.get("text", "")}'.rstrip()
+        seen = lambda t: t.replace('\n', '\\n').replace('\t', '\\t')       # a filling may be a line end
+        line = lambda m: f'  {m["probability"]:.4f}  {seen(m["token"]):<16}  {seen(m.get("text", ""))}'.rstrip()
         lines = [x for n, row in enumerate(r['masks'], 1) for x in [f'mask {n}'] * (len(r['masks']) > 1) + [*map(line, row)]]
         return '\n'.join([r['prompt']] * (len(texts) > 1) + lines + [r['text']] * (len(r['masks']) > 1))
     return report(records, config, shown)
