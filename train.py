@@ -967,7 +967,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         raise ValueError('--shard and --generator_steps do not go together: '
                          'FSDP2 settles which weights train once and for all')
     model.to(device)
-    n_params, flops = sum(p.numel() for p in model.parameters()), model.flops() if hasattr(model, 'flops') else 0
+    n_params = sum(p.numel() for p in model.parameters())
+    flops = model.flops() if hasattr(model, 'flops') and meta['kind'] == 'text' else 0         # of a full row; examples are not
     first = feed.send(feed.arrays(np.arange(micro)))
     limit = config.eval_iters if meta['kind'] == 'text' else 0
     evaluation = Evaluations({

@@ -242,3 +242,33 @@ def test_two_ranks_fine_tune_as_one(pretrained, sums, tmp_path):
     for k in first: assert (first[k] - second[k]).abs().max() < 1e-5, k
     assert [p['prediction'] for p in lines_of(os.path.join(one, 'predictions.jsonl'))] == [p['prediction'] for p in lines_of(os.path.join(two, 'predictions.jsonl'))]
     assert f'{a["best_accuracy"]:.4f}' in r.stdout
+
+
+def test_the_commonest_class_is_that_of_the_training_set(pretrained, tmp_path):
+    path, out = tmp_path / 'x.jsonl', str(tmp_path / 'out')
+    path.write_text(''.join(json.dumps(dict(text=f'one {i}', label='abc'[min(2, i % 5)])) + '\n' for i in range(150)))
+    result = tune(pretrained, str(path), out, '--max_iters=1')
+    folder = text.cached(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0)
+    assert result['commonest_accuracy'] == np.mean([e['label'] == 2 for e in lines_of(os.path.join(folder, 'val.jsonl'))]) > 0.4
+
+
+def test_the_best_of_several_rows_of_an_example_counts(pretrained, tmp_path, monkeypatch):
+    """Windows of a long context compete by their score."""
+    path, out, predict = tmp_path / 'x.jsonl', str(tmp_path / 'out'), bert.predict
+    line = lambda i: dict(context=f'number {i} ' + 'plus one is two ' * 30, question='what?', answers=[dict(text=str(i), answer_start=7)])
+    path.write_text(''.join(json.dumps(line(i)) + '\n' for i in range(60)))
+    rows = []
+    def spy(*args):
+        rows.extend(found := predict(*args))
+        return found
+    monkeypatch.setattr(bert, 'predict', spy)
+    tune(pretrained, str(path), out, '--max_iters=1', '--eval_interval=9', '--doc_stride=8', '--max_query=4')
+    predictions = lines_of(os.path.join(out, 'predictions.jsonl'))
+    for p in predictions:
+        scores = [r['score'] for r in rows if r['index'] == p['index']]
+        assert len(scores) > 4 and p['score'] in scores
+    n = sum(len(bert.encode(e, train.load_model(out)[1], train.load_model(out)[0].config)) for e in lines_of(
+        os.path.join(text.cached(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0), 'val.jsonl')))
+    of = lambda part, i: max(r['score'] for r in part if r['index'] == i)
+    best = [all(p['score'] == of(part, p['index']) for p in predictions) for part in (rows[:n], rows[n:2 * n])]
+    assert True in best                                                    # an evaluation before the step, one after it
