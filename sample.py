@@ -254,7 +254,10 @@ def visible(tokenizer, before, ids, stop='', final=True):
 
 def read_prompt(prompt, flag='prompt'):
     if prompt == '-': return sys.stdin.read()
-    if not prompt.startswith('FILE:'): return prompt
+    if not prompt.startswith('FILE:'):
+        if os.path.isfile(prompt): print(f'--{flag}={prompt} is taken as a text; --{flag}=FILE:{prompt} reads the file', file=sys.stderr)
+        elif flag == 'context' and re.fullmatch(r'\S+\.(jsonl|txt|tsv|md)', prompt): raise ValueError(f'--context={prompt}: No such file')
+        return prompt
     try: return open(prompt[5:], encoding='utf-8', newline='').read()
     except UnicodeDecodeError as e: raise ValueError(f'--{flag}={prompt}: not UTF-8 text (byte {e.start})') from None
     except OSError as e: raise ValueError(f'--{flag}={prompt}: {e.strerror}') from None

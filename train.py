@@ -45,7 +45,7 @@ What leaves `out_dir`: ckpt.pt (all that is needed to go on), best.pt, metrics.j
 Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so a command trains the
 same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
 """
-import contextlib, ctypes, dataclasses, difflib, importlib, inspect, json, math, os, platform, re, resource
+import contextlib, ctypes, dataclasses, difflib, hashlib, importlib, inspect, json, math, os, platform, re, resource
 import shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
 from dataclasses import dataclass
 
@@ -217,7 +217,7 @@ def parse(argv):
     values = {**values, **flags}
     if 'max_iters' in flags and 'epochs' not in flags: values['epochs'] = 0.0
     if not values['out_dir']:
-        data = re.sub(r'\W+', '-', os.path.basename(values['data'].rstrip('/')))
+        data = re.sub(r'\W+', '-', '-'.join(os.path.basename(part.rstrip('/')) for part in values['data'].split('+')))
         values['out_dir'] = f'out/{model}-{data}' if values['init_from'] else f'out/{model}'
     if 'help' in given:
         print_help(file, values)
@@ -233,6 +233,9 @@ def parse(argv):
             raise ValueError(f'--{n}={values[n]}: expected one of {", ".join(names)}{nearest(values[n], names)}')
     for n in ('batch_size', 'log_interval', 'learning_rate'):
         if values[n] <= 0: raise ValueError(f'--{n}={values[n]}: expected more than 0')
+    for n in ('max_iters', 'epochs', 'time_limit', 'patience', 'eval_interval', 'eval_iters', 'save_interval',
+              'warmup_iters', 'micro_batch_size', 'weight_decay', 'grad_clip', 'freeze', 'unfreeze_interval'):
+        if values[n] < 0: raise ValueError(f'--{n}={values[n]}: expected 0 or more')
     changed = {n: v for n, v in values.items() if v != base[n] and n not in ('model', 'out_dir', 'resume')}
     return config, file, {n: values[n] for n in own}, flags, changed, saved
 
@@ -329,7 +332,8 @@ def make_optimizers(model, config, device):
     depths = {p: depth(n) for n, p in model.named_parameters()}
     top = max(depths.values())
     if (config.freeze or config.unfreeze_interval or config.layer_decay != 1) and not top:
-        raise ValueError('--freeze, --unfreeze_interval and --layer_decay need a Model that has depth_of(name)')
+        raise ValueError('--freeze, --unfreeze_interval and --layer_decay need a Model that has depth_of(name), as '
+                         'those of bert.py and electra.py: leave them out')
     if config.freeze and not 0 < config.freeze < top:
         raise ValueError(f'--freeze={config.freeze}: the model has {top - 1} layers; expected 1 to {top - 1}')
     for p, d in depths.items(): p.requires_grad_(p.requires_grad and not 0 < config.freeze >= d)
@@ -461,6 +465,23 @@ def hf_file(config):
         raise ValueError(f'config.json has model_type {kind!r}; known: {", ".join(sorted(known))}')
     return import_model(known[kind])
 
+def fingerprint(weights):
+    "some numbers of every tensor, hashed: tells one set of weights from another"
+    digest = hashlib.sha256()
+    for name, w in sorted(weights.items()):
+        some = w.detach().flatten()[::max(1, w.numel() // 64)].float().cpu().numpy()
+        digest.update(name.encode() + some.tobytes())
+    return digest.hexdigest()
+
+def base_of(saved, path):
+    "the weights that the adapter in a checkpoint was made for"
+    base = saved['train']['init_from']
+    weights = load_parts(base)[2]
+    if saved.get('base', '') not in ('', fingerprint(weights)):
+        raise ValueError(f'{path} adapts other weights than {base} now holds (a later run took its place?): find them, '
+                         f'then python sample.py --init_from=BASE --lora={path}')
+    return weights
+
 def load_parts(path):
     "-> (model file, its Config, state dict, tokenizer or None) of an out_dir, a .pt file or a Hugging Face folder"
     if os.path.isdir(path) and os.path.exists(os.path.join(path, 'config.json')):
@@ -481,7 +502,7 @@ def load_parts(path):
                          f'{", ".join(sorted(extra))} (its text is the checkpoint\'s key "source")')
     config = file.Config(**saved['config'])
     if 'lora' in saved:                              # an adapter alone, which makes a plain model of its base
-        model = build_model(file, config, load_parts(saved['train']['init_from'])[2], path, 0, new_task=True)
+        model = build_model(file, config, base_of(saved, path), path, 0, new_task=True)
         lora.load_state(model, saved['lora'], saved['model'])
         lora.merge(model, unload=True)
         saved['model'] = model.state_dict()
@@ -624,7 +645,10 @@ def say_result(log, result, goal, best, began):
     log.say(f'best {readable(goal)} {result[best]:.4f}'
             + ''.join(f' (the commonest class alone: {v:.4f})' for v in common)
             + ''.join(f', last {readable(k)} {result[k]:.4f}' for k in (goal, 'val_bpb') if k in result))
-    log.say(f'curve: {out}/loss.svg | use it: python sample.py --out_dir={out} | '
+    use = dict(labelled='--classify=TEXT', tagged='--classify=TEXT', choice='--classify=FILE.jsonl',
+               qa='--question=TEXT --context=TEXT', instruct='--interactive').get(result['kind'], '--prompt=TEXT')
+    path = f'--out_dir={out}' if goal == 'val_loss' else f'--init_from={out}/best.pt'
+    log.say(f'curve: {out}/loss.svg | use it: python sample.py {path} {use} | '
             f'go on: python train.py --resume --out_dir={out} --max_iters={2 * max(result["steps"], 1)}')
 
 def git_revision():
@@ -732,7 +756,7 @@ def open_data(config, file, flags, saved, origin, tokenizer):
 def open_weights(config, file, flags, values, saved):
     "-> model file, its Config's values, weights or None, tokenizer or None, where they came from"
     if saved:
-        weights = load_parts(saved['train']['init_from'])[2] if 'lora' in saved else saved['model']
+        weights = base_of(saved, config.out_dir) if 'lora' in saved else saved['model']
         tokenizer = bpe.loads(saved['tokenizer']) if saved['tokenizer'] else None
         return file, values, weights, tokenizer, config.out_dir
     if config.init_from in ('', 'scratch'): return file, values, None, None, ''
@@ -950,6 +974,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     train_set = training(meta, config.seed, encode, config.mix_cap, config.mix_temperature)
     val_sets = validation(meta, config.seed, encode)
     feed = Feed(file, mconfig, train_set, device, tokenizer)
+    base = fingerprint(weights) if config.lora_rank and weights is not None else ''
     model = build_model(file, mconfig, weights, origin, config.seed, new_task)
     anew = lambda k, w: k not in weights or w.shape != weights[k].shape
     heads = sorted({k.split('.')[0] for k, w in model.state_dict().items() if anew(k, w)}) if new_task else []
@@ -968,9 +993,9 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                          'FSDP2 settles which weights train once and for all')
     model.to(device)
     n_params = sum(p.numel() for p in model.parameters())
-    flops = model.flops() if hasattr(model, 'flops') and meta['kind'] == 'text' else 0         # of a full row; examples are not
+    flops = model.flops() if hasattr(model, 'flops') and meta['kind'] == 'text' else 0         # of a full row
     first = feed.send(feed.arrays(np.arange(micro)))
-    limit = config.eval_iters if meta['kind'] == 'text' else 0
+    limit = config.eval_iters if meta['kind'] == 'text' or 'eval_iters' in flags else 0        # of examples all
     evaluation = Evaluations({
         title: Evaluation(Feed(file, mconfig, val_set, device, tokenizer), micro, limit, tokenizer, m, rank, world)
         for title, (val_set, m) in val_sets.items()})
@@ -985,7 +1010,17 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if meta['kind'] == 'labelled' and meta['labels'] and meta['metric']:
         common = statistics.mode(e['label'] for e in train_set.examples)
         floor = metrics.compute(meta['metric'], [common] * len(evaluation.truth), evaluation.truth)
+    make_optimizers(model, config, device)           # flags that do not fit are refused before files are touched
+    if config.export_hf and not config.lora_rank:
+        try: file.to_hf(model)
+        except ValueError as e:
+            raise ValueError(f'--export_hf: {e}; leave it out, or take a published preset') from None
+    sent_to = config.log_to
+    try: importlib.import_module({'': 'torch', 'tensorboard': 'torch.utils.tensorboard'}.get(sent_to, sent_to))
+    except ImportError: raise ValueError(f'--log_to={sent_to}: not installed; pip install {sent_to}') from None
     if rank == 0: make_room(config.out_dir, saved)
+    if rank == 0 and tokenizer and not saved:        # so that --tokenizer=OUT_DIR prepares further data
+        write_atomic(os.path.join(config.out_dir, 'tokenizer.json'), lambda f: f.write(tokenizer.dumps().encode()))
     start = saved or dict(step=0, tokens=0, train_seconds=0.0, best=-math.inf, worse=0, evaluated=-1)
     step, tokens, seconds, best, worse, evaluated = (
         start[k] for k in ('step', 'tokens', 'train_seconds', 'best', 'worse', 'evaluated'))
@@ -997,7 +1032,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     log.say(f'batch: {config.batch_size} rows of {tokens_per_row} tokens = {world} device(s) x '
             f'{share // micro} micro-batch(es) x {micro}; an epoch is {epoch:.1f} steps')
     if new_task:
-        log.say(f'a new task: from {origin} come all weights but {", ".join(heads) or "none"}, which start anew')
+        log.say(f'a new task: all weights come from {origin}' + f', but {", ".join(heads)} start anew' * bool(heads))
     if floor:
         scores = ', '.join(f'{readable(k)} {v:.4f}' for k, v in floor.items())
         log.say(f'always {meta["labels"][common]!r}, the commonest class: {scores}')
@@ -1046,7 +1081,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         state = dict(step=step, tokens=tokens, train_seconds=seconds, best=best, worse=worse, evaluated=evaluated,
                      config=values, train=dataclasses.asdict(config), scaler=scaler.state_dict(), data=meta['sha256'],
                      model_name=file.__name__, source=open(file.__file__, encoding='utf-8').read(),
-                     tokenizer=tokenizer.dumps() if tokenizer else '')
+                     tokenizer=tokenizer.dumps() if tokenizer else '', base=base)
         path = os.path.join(config.out_dir, name)
         try: save_checkpoint(path, model, optimizers if name == 'ckpt.pt' else [], rank, **state); return True
         except OSError as e:
@@ -1115,7 +1150,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             log.say(f'step {step}: {scores}, after {span(seconds)} of training')
             score = evaluation.sign * row[evaluation.goal]
             worse = worse + 1 if score <= best else 0
-            if score > best:
+            if score >= best:                        # of equal ones the later, which has trained longer
                 best = score
                 save('best.pt')
                 if rank == 0 and evaluation.predictions:
@@ -1170,6 +1205,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     final = {**row, best_name: evaluation.sign * best, 'steps': step, 'tokens': tokens, 'train_seconds': seconds,
              'total_seconds': time.time() - began, 'tokens_per_second': tokens / seconds if seconds else 0.0,
              'peak_memory_mb': peak_memory(device), 'parameters': n_params, 'out_dir': config.out_dir,
+             'kind': meta['kind'],
              **{'commonest_' + k: v for k, v in floor.items()}}
     if rank == 0:
         with torch.no_grad(), contextlib.suppress(OSError):

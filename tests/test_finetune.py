@@ -1,7 +1,7 @@
 """Labelled data through the trainer: a new head on given weights, the task's metric, predictions, freezing, baselines.
 
 Oracles: scikit-learn's metrics on the written predictions, and the equations of layer-wise rates."""
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 
 import numpy as np
 import pytest
@@ -272,3 +272,43 @@ def test_the_best_of_several_rows_of_an_example_counts(pretrained, tmp_path, mon
     of = lambda part, i: max(r['score'] for r in part if r['index'] == i)
     best = [all(p['score'] == of(part, p['index']) for p in predictions) for part in (rows[:n], rows[n:2 * n])]
     assert True in best                                                    # an evaluation before the step, one after it
+
+
+def test_an_adapter_run_resumes_and_knows_its_base(pretrained, sums, tmp_path):
+    """Checkpoints hold the adapter alone; with other weights in its base's place it is refused, not silently wrong."""
+    base, out, whole = (str(tmp_path / n) for n in ('base', 'out', 'whole'))
+    shutil.copytree(pretrained, base)
+    flags = ['--lora_rank=2', '--lr_schedule=constant', '--eval_interval=2', '--learning_rate=0.01']
+    tune(base, sums['two'], whole, '--max_iters=4', *flags)
+    tune(base, sums['two'], out, '--max_iters=2', *flags)
+    train.main(['--model=bert', '--resume', f'--out_dir={out}', '--max_iters=4'])
+    a, b = state(whole)['model'], state(out)['model']
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert not any(k.startswith('embeddings.') for k in a) and sum(w.numel() for w in a.values()) < 0.2 * 30000
+    model, _ = train.load_model(out)
+    given = state(pretrained)['model']
+    assert torch.equal(model.embeddings.tokens.weight, given['embeddings.tokens.weight'])
+    assert not torch.equal(model.encoder.blocks[0].attention.qkv.weight, given['encoder.blocks.0.attention.qkv.weight'])
+    other = torch.load(os.path.join(base, 'ckpt.pt'), weights_only=True)
+    other['model']['encoder.blocks.0.mlp.up.weight'] += 1
+    torch.save(other, os.path.join(base, 'ckpt.pt'))
+    with pytest.raises(ValueError, match='adapts other weights'): train.load_model(out)
+    with pytest.raises(ValueError, match='adapts other weights'): train.main(['--model=bert', '--resume', f'--out_dir={out}', '--max_iters=9'])
+
+
+@pytest.mark.parametrize('flags, says', [(['--freeze=9'], '3 layers'), (['--max_iters=-1'], '--max_iters=-1'), (['--eval_interval=-5'], '0 or more'),
+                                         (['--export_hf=hf', '--pooler=tanh'], '--export_hf: transformers has no'), (['--log_to=wandb'], 'pip install wandb')])
+def test_a_late_mistake_leaves_the_earlier_run_alone(pretrained, sums, tmp_path, flags, says, monkeypatch):
+    out = str(tmp_path / 'out')
+    tune(pretrained, sums['two'], out, '--max_iters=1')
+    before = sorted(os.listdir(out)), os.path.getmtime(os.path.join(out, 'ckpt.pt'))
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with pytest.raises(ValueError, match=says): tune(pretrained, sums['two'], out, '--dropout=0', *flags)
+    assert (sorted(os.listdir(out)), os.path.getmtime(os.path.join(out, 'ckpt.pt'))) == before and os.listdir(tmp_path) == ['out']
+
+
+def test_a_run_folder_serves_as_a_vocabulary(pretrained, sums, tmp_path):
+    import bpe
+    assert bpe.load(pretrained).dumps() == state(pretrained)['tokenizer']
+    folder = text.prepare(sums['two'], tokenizer=pretrained, out=str(tmp_path / 'data'))
+    tune(pretrained, folder, str(tmp_path / 'out'), '--max_iters=1')
