@@ -575,6 +575,11 @@ def prepare(source, tokenizer='bpe', vocab_size=8192, out=''):
     if all(suffix(p) == '.jsonl' for p in train):
         path, (number, row) = next(((p, line) for p in train for line in read_jsonl(p)), (train[0], (1, {'text': ''})))
         kind = supervised.kind_of(row)
+        known = {column for sets in supervised.COLUMNS.values() for one in sets for column in one}
+        for column in set(row) - known if kind == 'text' else ():          # a misspelt label would mean another kind
+            if like := difflib.get_close_matches(column, known - {'text'}, 1, 0.7):
+                print(f'{path}: the column "{column}" is not used; did you mean "{like[0]}"? As it is, "text" alone is learned',
+                      file=sys.stderr)
         if not kind:
             raise ValueError(f'{path} line {number}: the columns are {supervised.columns(row)}; expected '
                              + ', or '.join(' and '.join(f'"{c}"' for c in s)

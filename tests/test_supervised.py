@@ -330,3 +330,11 @@ def test_training_on_a_mixture():
     train.main(['--resume', '--out_dir=b', '--time_limit=0', '--max_iters=4'])
     a, b = (torch.load(f'{x}/ckpt.pt', weights_only=True) for x in 'ab')
     assert a['step'] == b['step'] == 4 and all((w == b['model'][k]).all() for k, w in a['model'].items())
+
+
+def test_a_misspelt_label_is_said(tmp_path, capsys):
+    from data import text
+    path = tmp_path / 'x.jsonl'
+    path.write_text(''.join('{"text": "some words %d", "lable": 1}\n' % i for i in range(40)))
+    text.prepare(str(path), tokenizer='byte', out=str(tmp_path / 'out'))
+    assert 'did you mean "label"' in capsys.readouterr().err
