@@ -40,7 +40,8 @@ from the data and its tokenizer. For labelled data a model file also defines
     encode(example, tokenizer, config) -> list of dicts, the rows of an example; batch finds them as draw.examples()
     predict(model, arrays, examples, tokenizer) -> list of dicts, a row each: index, prediction, score (the best counts)
 
-What leaves `out_dir`: ckpt.pt (all that is needed to go on), best.pt, metrics.jsonl, log.txt, loss.svg.
+What a run leaves in out_dir: ckpt.pt (all that is needed to go on), best.pt, metrics.jsonl, log.txt, loss.svg,
+tokenizer.json and, for labelled data, predictions.jsonl.
 
 Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so a command trains the
 same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.

@@ -265,7 +265,7 @@ def test_schedules():
 
 def test_a_run_learns_and_leaves_what_it_promises(tiny):
     r, out = tiny('--max_iters=60', '--eval_interval=20', '--learning_rate=1e-2')
-    assert sorted(os.listdir(out)) == ['best.pt', 'ckpt.pt', 'log.txt', 'loss.svg', 'metrics.jsonl', 'run.json']
+    assert sorted(os.listdir(out)) == ['best.pt', 'ckpt.pt', 'log.txt', 'loss.svg', 'metrics.jsonl', 'run.json', 'tokenizer.json']
     lines = [json.loads(l) for l in open(out + '/metrics.jsonl')]
     evals = [l for l in lines if 'val_loss' in l]
     assert [l['step'] for l in evals] == [0, 20, 40, 60] and evals[-1]['val_loss'] == r['val_loss'] < 2.2 < evals[0]['val_loss']
