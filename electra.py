@@ -673,21 +673,6 @@ def summary(stats):
     return stats
 
 
-# same as bert.py
-def adapt(weights, model):
-    """Weights of another head or of longer rows -> a state dict for this model: its encoder takes them, new heads keep
-    the values they have. Raises ValueError if the encoders differ."""
-    own = model.state_dict()
-    for name, p in own.items():
-        w, body = weights.get(name), name.startswith(('embeddings.', 'encoder.'))
-        if w is not None and name == 'embeddings.positions.weight': w = w[:len(p)]
-        if body and (w is None or w.shape != p.shape):
-            raise ValueError(f'{name} is {"missing" if w is None else tuple(w.shape)}, the model has {tuple(p.shape)}: '
-                             'the encoder must be the same')
-        if w is not None and w.shape == p.shape: own[name] = w
-    return own
-
-
 @torch.no_grad()
 def replaced(model, ids, segments=None, mask=None):
     """The discriminator's verdict: how probable it is that a token is not the one that stood there. (B, T) -> (B, T)"""

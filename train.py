@@ -793,7 +793,8 @@ def build_model(file, mconfig, weights, origin, seed, new_task=False):
         if new_task:                                 # a head may have had other classes
             head = lambda k: hasattr(model, 'depth_of') and model.depth_of(k) > mconfig.n_layer
             fits = lambda k, w: k in own and (w.shape == own[k].shape or not head(k))
-            weights = {**own, **{k: w for k, w in weights.items() if fits(k, w)}}
+            kept = {k: w for k, w in own.items() if head(k)}                  # a body that lacks a layer is refused
+            weights = {**kept, **{k: w for k, w in weights.items() if fits(k, w)}}
         load_weights(model, weights, origin)
     return model
 

@@ -635,15 +635,16 @@ def test_long_contexts_go_into_overlapping_windows(tokenizer):
 
 
 def test_a_new_head_on_old_weights(tokenizer):
-    """What adapt keeps, what it starts anew, what it refuses."""
+    """What the trainer keeps, what it starts anew, what it refuses."""
     old = model_of(small(sentences='nsp'))
-    new = bert.Model(small(kind='labelled', n_labels=4, block_size=20))
-    fresh = new.classifier.weight.clone()
-    new.load_state_dict(bert.adapt(old.state_dict(), new), strict=True)
+    onto = lambda **changes: train.build_model(bert, small(**changes), dict(old.state_dict()), 'old', 7, new_task=True)
+    new = onto(kind='labelled', n_labels=4, block_size=20)
+    torch.manual_seed(7)
+    fresh = bert.Model(small(kind='labelled', n_labels=4, block_size=20)).classifier.weight
     ids = torch.randint(10, 99, (2, 18))
     assert (new.eval().hidden(ids) - old.hidden(ids)).abs().max() < 1e-6 and (new.pooler.weight == old.pooler.weight).all() and (new.classifier.weight == fresh).all()
-    with pytest.raises(ValueError, match='encoder.blocks.2.* is missing'): bert.adapt(old.state_dict(), bert.Model(small(n_layer=3)))
-    with pytest.raises(ValueError, match=r'tokens.weight is \(99, 30\), the model has \(101, 30\)'): bert.adapt(old.state_dict(), bert.Model(small(vocab_size=101)))
+    with pytest.raises(ValueError, match='Missing key.*encoder.blocks.2'): onto(kind='labelled', n_labels=4, n_layer=3)
+    with pytest.raises(ValueError, match=r'tokens.weight.*\[99, 30\].*\[101, 30\]'): onto(kind='labelled', n_labels=4, vocab_size=101)
 
 
 def test_depths():
