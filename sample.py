@@ -28,7 +28,7 @@ perplexity, after a start token, so that the first token counts too.
 
 Letters: B samples, T tokens, V vocabulary.
 """
-import codecs, collections, contextlib, dataclasses, functools, glob, json, math, os, re, sys, time, types
+import codecs, collections, contextlib, dataclasses, functools, glob, json, math, os, re, sys, time, types, weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,26 +148,35 @@ def prefill(model, ids, length, cache=None):
     return logits, cache
 
 
-class FewRows(torch.nn.Linear):
-    """A linear layer on a CPU, where MKL's product of a matrix with one to four rows reaches a third of the memory's
-    bandwidth or less; its batched product, of the matrix cut into a piece for each thread, reaches nearly all."""
+copies = weakref.WeakKeyDictionary()                                     # of Packed layers: what of, the copy
+
+class Packed(torch.nn.Linear):
+    """A linear layer on a CPU with a copy of its matrix as oneDNN lays it: a product with a few rows then takes a half to
+    a quarter of F.linear's time, which reads the matrix at a third of the memory's bandwidth."""
     least = 2 ** 17                                                        # numbers in a matrix for which it pays
     def forward(self, x):
-        W, n, rows, shape = self.weight, max(2, torch.get_num_threads()), x.numel() // x.size(-1), x.shape[:-1]
-        if rows > 4 or W.numel() < self.least or torch.is_grad_enabled() or W.dtype != x.dtype: return super().forward(x)
-        N, x = W.size(0) // n * n, x.reshape(rows, -1)
-        y = torch.bmm(W[:N].view(n, N // n, -1), x.t().expand(n, -1, -1)).view(N, rows).t()            # (rows, N)
-        if N < W.size(0): y = torch.cat((y, F.linear(x, W[N:])), dim=1)
-        return (y if self.bias is None else y + self.bias).view(*shape, -1)
+        W = self.weight
+        if (W.numel() < self.least or not W.dtype == x.dtype == torch.float32 or torch.is_grad_enabled()
+                or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu')): return super().forward(x)
+        made_of = W.data_ptr(), 0 if W.is_inference() else W._version      # it may be trained between two calls
+        if copies.get(self, (None,))[0] != made_of:
+            copies[self] = made_of, torch.ops.mkldnn._reorder_linear_weight(W.detach(), x.numel() // x.size(-1))
+        return torch.ops.mkldnn._linear_pointwise(x, copies[self][1], self.bias, 'none', [], '')
 
 
 @contextlib.contextmanager
-def few_rows(model, on=True):
-    linears = [m for m in model.modules() if type(m) is torch.nn.Linear] if on and torch.backends.mkl.is_available() else []
-    for m in linears: m.__class__ = FewRows
+def packed(model):
+    """While it lasts the linear layers of a model on a CPU are Packed; the copies stay for the next time."""
+    cpu, matmul = next(model.parameters()).device.type == 'cpu', getattr(torch.backends.mkldnn, 'matmul', None)
+    able = cpu and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+    linears = [m for m in model.modules() if type(m) is torch.nn.Linear] if able else []
+    before = getattr(matmul, 'fp32_precision', '')
+    if able and before: matmul.fp32_precision = 'ieee'                     # see train.wide_products: slow for single rows
+    for m in linears: m.__class__ = Packed
     try: yield
     finally:
         for m in linears: m.__class__ = torch.nn.Linear
+        if able and before: matmul.fp32_precision = before
 
 
 @functools.cache
@@ -194,7 +203,7 @@ def stream(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, min_
     if compile: length = -(-length // 256) * 256                           # few shapes: few compilations
     length, cache, kept = min(limit, length), cache and hasattr(model, 'step'), None
     start, fast, token = max(0, T - limit), compiled() if compile else advance, torch.empty(B, 1, dtype=torch.long, device=device)
-    with few_rows(model, device.type == 'cpu' and not compile):
+    with contextlib.nullcontext() if compile else packed(model):
         for end in range(T, T + max_new_tokens):                           # the context is text[:, start:end]
             full = end - start > limit
             if full: start += slide
@@ -376,7 +385,7 @@ def objects(path, lines, expected):
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
         try: item = json.loads(line)
-        except ValueError as e: raise ValueError(f'{path} line {number}: not JSON ({str(e)[:80]}); expected {expected}') from None
+        except (ValueError, RecursionError) as e: raise ValueError(f'{path} line {number}: not JSON ({str(e)[:80]}); expected {expected}') from None
         if not isinstance(item, dict): raise ValueError(f'{path} line {number}: a {type(item).__name__}; expected {expected}')
         yield number, item
 
@@ -543,7 +552,8 @@ def write(model, tokenizer, config):
                    step=lambda ids, cache: model.step(ids, cache)[:, :tokenizer.vocab_size])   # never an id without a text
     work = lambda arrays, rows: file.generate(model, *arrays[:2], config.max_new_tokens, **options).tolist()
     records, count = [], 0
-    for e, text, ids in zip(examples, texts, in_batches(model, c, rows, config.batch_size, work)):
+    with packed(model): answers = list(in_batches(model, c, rows, config.batch_size, work))
+    for e, text, ids in zip(examples, texts, answers):
         ids = ids[:ids.index(c.eot_id)] if c.eot_id in ids else ids
         records.append(dict(e, output=file.text_of(ids, tokenizer, c.eot_id)))
         cuts, count = [i for i, t in enumerate(ids) if t in tokenizer.sentinels] + [len(ids)], count + len(ids)
@@ -842,7 +852,7 @@ def run(config):
         raise FileNotFoundError(f'no run in {path}: train one with python train.py --model=gpt' + ('' if path == Config.out_dir else f' --out_dir={path}')
                                 + f', or give --init_from=CHECKPOINT or --out_dir=RUN (here: {", ".join(have) or "none"})')
     model, tokenizer = train.load_model(path)
-    if config.lora: lora.merge(lora.load(model, config.lora), unload=True)
+    if config.lora and lora.mergeable(lora.load(model, config.lora)): lora.merge(model, unload=True)
     if config.tokenizer: tokenizer = bpe.load(config.tokenizer)
     if tokenizer is None: raise ValueError(f'{path} has no tokenizer: give one with --tokenizer=FILE (or a name, such as gpt2)')
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -863,7 +873,9 @@ def cli():
     try: config = parse(sys.argv[1:]); status = 1; run(config); sys.stdout.flush(); return
     except KeyboardInterrupt: error, status = 'stopped', 130
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); sys.exit(1)  # `| head` has seen enough
-    except torch.OutOfMemoryError as e: error = f'out of memory ({str(e).splitlines()[0]}): lower --num_samples, --max_new_tokens or --batch_size'
+    except (MemoryError, RuntimeError) as e:
+        if not train.out_of_memory(e): raise
+        error = f'out of memory ({train.first_line(e)[:200]}): lower --num_samples, --max_new_tokens or --batch_size'
     except (ValueError, OSError) as e: error = ' '.join(str(e).split()) or type(e).__name__
     if os.environ.get('TRACEBACK'): raise
     print(f'\nsample.py: {error}' if status == 130 else f'sample.py: {error}', file=sys.stderr)

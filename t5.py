@@ -142,6 +142,7 @@ presets = {
     **{f't5-v1_1-{size}': dict(_v11, **p) for size, p in _v11_sizes.items()},
     **{f'flan-t5-{size}': dict(_v11, **p, dropout=0.1) for size, p in _v11_sizes.items()},  # made for fine-tuning
     **{f'mt5-{size}': dict(_v11, **p, **_mt5, block_size=1024) for size, p in _v11_sizes.items()},
+    'speedrun-nanot5': dict(_v11, **_v11_sizes['base']),
     'ul2': dict(_v11 | dict(activation='silu'), n_layer=32, n_head=16, head_dim=256, n_embd=4096, n_hidden=16384,
                 objective='ul2'),
     'alexatm-20b': dict(vocab_size=150000, block_size=1024, n_layer=46, n_decoder_layer=32, n_head=32, head_dim=128,
@@ -157,6 +158,7 @@ recipe = dict(preset='small', vocab_multiple=128, rms_scale=True, learning_rate=
 recipes = {name: dict(learning_rate=1e-2, lr_schedule='inverse_sqrt', warmup_iters=10000, max_iters=524288,
                       batch_size=128, eval_interval=1000) for name in presets}
 recipes['t5-v1_1-base'] |= dict(learning_rate=2e-2, min_lr=1e-5, lr_schedule='cosine', max_iters=65536)  # nanoT5's
+recipes['speedrun-nanot5'] = recipes['t5-v1_1-base'] | dict(micro_batch_size=64, eval_iters=2048, log_interval=100)
 recipes['small'] = dict(learning_rate=1e-2, lr_schedule='linear', warmup_iters=20, max_iters=600, batch_size=16,
                         beta2=0.98, eval_interval=150, eval_iters=64)
 finetune = ({n: v for n, v in recipe.items() if n not in ('preset', 'vocab_multiple')}
@@ -506,7 +508,6 @@ class Cache:
         shape = (config.n_decoder_layer or config.n_layer, rows, config.n_head, length, config.width)
         self.length, self.bias, self.memory, self.real = length, bias, memory, real   # bias: (H, length), by distance
         self.k, self.v = bias.new_zeros(shape), bias.new_zeros(shape)
-        self.head = None                               # (C, V): the head's matrix turned, for a single row on a CPU
         self.seen = None                               # (R, 1, 1, length): a decoder alone reads padding in its prompts
         self.position = torch.zeros((), dtype=torch.long, device=bias.device)         # tokens held
         self.places = torch.arange(length, device=bias.device)
@@ -614,17 +615,15 @@ class Model(nn.Module):
         y = targets.flatten()
         if places is not None: x, y = x[places], y[places]                 # no logits for padding
         total, V = (y >= 0).sum().clamp(min=1) if totals is None else totals[0], self.config.vocab_size
-        if self.training and x.dtype == self.head.weight.dtype == torch.float32 and self.plain_cpu(x):
+        # may the head's matrix be read directly? Not if it is compiled, sharded or wrapped (an adapter)
+        if (self.training and x.device.type == 'cpu' and x.dtype == self.head.weight.dtype == torch.float32
+                and not torch.compiler.is_compiling() and type(self.head) is nn.Linear
+                and type(self.head.weight) is nn.Parameter and self.head.weight.requires_grad
+                and not torch.is_autocast_enabled('cpu')):
             return HeadLoss.apply(x, self.head.weight, V, y, 1 / total), {}
         logits = self.head(x)[:, :V].float()                               # (K, V): rows of padding have no logit
         loss = F.cross_entropy(logits, y, ignore_index=-1, reduction='sum') / total
         return loss, {} if self.training else {'accuracy': (logits.argmax(dim=-1) == y).sum() / total}
-
-    def plain_cpu(self, x):
-        """May the head's matrix be read directly? Not if it is compiled, sharded or wrapped (an adapter)."""
-        return (x.device.type == 'cpu' and not torch.compiler.is_compiling() and type(self.head) is nn.Linear
-                and type(self.head.weight) is nn.Parameter and self.head.weight.requires_grad
-                and not torch.is_autocast_enabled('cpu'))
 
     def logits(self, source, target_in, mask=None):
         """source (B, S), what the decoder reads (B, T), which source tokens are real (B, S) -> (B, T, V)"""
@@ -672,10 +671,6 @@ class Model(nn.Module):
         cache.position += T
         x = self.decoder_norm(x[:, -1])
         if self.config.scale_head: x = x * self.config.n_embd ** -0.5
-        if self.plain_cpu(x) and not torch.is_grad_enabled():              # both ways read the matrix at memory's speed
-            if len(x) > 1: return (self.head.weight @ x.t()).t()[:, :self.config.vocab_size].contiguous()
-            if cache.head is None and cache.length > 32: cache.head = self.head.weight.t().contiguous()
-            if cache.head is not None: return (x @ cache.head)[:, :self.config.vocab_size]
         return self.head(x)[:, :self.config.vocab_size]
 
     def flops(self):

@@ -1,5 +1,5 @@
 """sample.py against transformers' generate, logits processors and losses, and against loops written out naively."""
-import dataclasses, io, json, math, os, shutil, subprocess, sys
+import copy, dataclasses, io, json, math, os, shutil, subprocess, sys
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def run_folder(text_model, tmp_path_factory): return save(tmp_path_factory.mktem
 
 @pytest.mark.parametrize('kind,least', [('gpt2', 2 ** 17), ('llama', 2 ** 17), ('gpt2', 0)])
 def test_greedy_equals_transformers(kind, least, monkeypatch):
-    monkeypatch.setattr(sample.FewRows, 'least', least)                    # 0: the matrices of this tiny model too
+    monkeypatch.setattr(sample.Packed, 'least', least)                    # 0: the matrices of this tiny model too
     model, limit = theirs(kind, 41), 41
     ids = ids_of(3, 5)
     expected = model.generate(ids, max_new_tokens=limit - 5, min_new_tokens=limit - 5, do_sample=False, pad_token_id=0)
@@ -104,25 +104,30 @@ def test_rows_are_independent_and_a_common_prompt_is_computed_once():
     assert torch.equal(sampled, sample.generate(mine, same, 30, seed=1, cache=False))
 
 
-def test_few_rows_is_a_linear_layer(monkeypatch):
-    monkeypatch.setattr(torch.nn.functional, 'linear', lambda *a, real=torch.nn.functional.linear: calls.append(a[1].shape) or real(*a))
+def test_packed_layer_is_a_linear_layer(monkeypatch):
     calls = []
+    monkeypatch.setattr(torch.nn.functional, 'linear', lambda *a, real=torch.nn.functional.linear: calls.append(a[1].shape) or real(*a))
+    monkeypatch.setattr(sample.Packed, 'least', 0)
     torch.manual_seed(0)
     for bias in (True, False):
-        layer = torch.nn.Linear(301, 443, bias=bias)                       # 443 is no multiple of the number of pieces
-        quick = sample.FewRows(301, 443, bias=bias)
-        quick.load_state_dict(layer.state_dict())
-        with torch.no_grad():
-            for shape in ((1, 1), (3, 1), (1, 4), (2, 3), ()):
+        layer, x = torch.nn.Linear(301, 443, bias=bias), calls.clear()
+        exact = lambda x: x.double() @ layer.weight.double().t() + (layer.bias.double() if bias else 0)
+        with torch.no_grad(), sample.packed(torch.nn.ModuleList([layer])):
+            for shape in ((1, 1), (3, 1), (1, 4), (2, 33), ()):
                 x = torch.randn(*shape, 301)
-                calls.clear()
-                y = quick(x)
-                assert (443, 301) in calls if x.numel() > 4 * 301 else calls == [(1, 301)]
-                torch.testing.assert_close(y, layer(x), atol=1e-5, rtol=1e-5)
-    model = torch.nn.Sequential(layer)
-    for tokens in (sample.few_rows(model), sample.few_rows(model, False)):
-        with tokens: pass
+                torch.testing.assert_close(layer(x).double(), exact(x), atol=1e-5, rtol=1e-5)
+            assert not calls
+            layer.weight.mul_(2)                                           # trained meanwhile
+            torch.testing.assert_close(layer(x).double(), exact(x), atol=1e-5, rtol=1e-5)
+            x = torch.randn(7, 301)
+            torch.testing.assert_close(layer(x.double()), exact(x)) if layer.double() else None
+            layer.float()
+        with sample.packed(torch.nn.ModuleList([layer])):                  # with a gradient it is the plain layer
+            calls.clear()
+            layer(x).sum().backward()
+            assert calls and layer.weight.grad is not None
         assert type(layer) is torch.nn.Linear
+        copy.deepcopy(layer)
 
 
 def test_state_of_the_model_comes_back():
@@ -131,7 +136,7 @@ def test_state_of_the_model_comes_back():
     for _ in sample.stream(mine, ids_of(1, 3), 4):
         assert mine.training and torch.is_grad_enabled()
     assert mine.training and torch.equal(before, torch.random.get_rng_state())
-    assert all(type(m) is not sample.FewRows for m in mine.modules())
+    assert all(type(m) is not sample.Packed for m in mine.modules())
 
 
 def test_compiled_step_is_the_eager_one(monkeypatch):
