@@ -98,6 +98,7 @@ class Config:
                               ('kind', (*kinds, 'pooled', 'none'))):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not one of: {" ".join(map(repr, choices))}')
+        if not self.init_std > 0: raise ValueError(f'init_std={self.init_std}: expected more than 0')
         for name in ('vocab_size', 'vocab_multiple', 'n_layer', 'n_head', 'n_embd', 'global_every', 'doc_stride'):
             if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected 1 or more')
         for name in ('mask_rate', 'mask_share', 'random_share'):
@@ -184,6 +185,7 @@ presets = {
     'crammed': dict(_modern, vocab_size=32768, block_size=128, n_layer=16, n_hidden=1536, positions='sinusoidal',
                     norm_eps=1e-12, biases='norm', mask_rate=0.25, mlm_transform=False, pooler='tanh'),
 }
+presets['speedrun-crammed'] = presets['crammed'] | dict(residual_autocast=True)  # a day on one GPU (2212.14034)
 
 # what trains well: overrides of train.py's fields (and of Config's), for this file and for single presets
 recipe = dict(preset='small', weight_decay=0.01, beta1=0.9, beta2=0.98, eps=1e-6, grad_clip=1.0, lr_schedule='linear')
@@ -203,6 +205,9 @@ recipes = {
     'modern-large': dict(_modern_recipe, learning_rate=5e-4),
     'crammed': dict(learning_rate=1e-3, batch_size=4096, max_iters=35000, warmup_iters=1000, eps=1e-12, grad_clip=0.5),
 }
+# one cycle, as the authors' code has it: the rate rises for three quarters of the steps and falls to zero in the last
+recipes['speedrun-crammed'] = recipes['crammed'] | dict(warmup_iters=26250, time_limit=86400.0, micro_batch_size=256,
+                                                        eval_interval=1000, eval_iters=2048, log_interval=50)
 # from given weights (BERT, appendix A.3: 2 to 4 epochs at 2e-5 to 5e-5, small models want more)
 finetune = dict(learning_rate=5e-5, batch_size=32, epochs=3.0, eval_interval=0, warmup_iters=50, weight_decay=0.01,
                 beta2=0.999, eps=1e-6, lr_schedule='linear', dropout=0.1)

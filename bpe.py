@@ -30,6 +30,7 @@ tiktoken ask theirs. Unigram finds the best path word by word in float64 (senten
 """
 import argparse
 import base64
+import contextlib
 import gzip
 import json
 import os
@@ -66,6 +67,7 @@ PATTERNS = {  # how the published vocabularies cut text; possessive (++) where i
 # change what is before it, since only chunks of pure white space look ahead.
 CUT = regex.compile(r'(?<=\S) |(?<=[\p{L}\p{N}])\s')
 BLOCK = 1 << 18  # characters handed to a process or thread at once
+MOST = 1 << 22  # ids of a vocabulary; the largest published ones have a sixteenth of it
 
 BYTES = sorted(range(256), key=lambda b: (not chr(b).isprintable() or b == 32, b))  # GPT-2's order
 VISIBLE = {b: chr(b) if rank < 188 else chr(256 + rank - 188) for rank, b in enumerate(BYTES)}  # as GPT-2 spells them
@@ -441,6 +443,12 @@ ROLES = {'eot': ['<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]'], 
 UNDECODABLE, SURROGATES, SPACES = re.compile('([\udc80-\udcff]+)'), re.compile('[\ud800-\udfff]'), re.compile(r'\s*')
 
 
+def check_id(i, token):  # a table as long as the largest id is made
+    if type(i) is not int or not 0 <= i < MOST:
+        raise ValueError(f'the token {str(token)[:40]!r} has the id {str(i)[:40]}; '
+                         f'expected a whole number under {MOST}')
+
+
 class Tokenizer:
     """
     What all kinds share. Subclasses define setup(**state) -> the bytes that each id stands for, and plain(text, first)
@@ -449,7 +457,11 @@ class Tokenizer:
 
     def __init__(self, **state):
         self.state, self.name, self.special = state, state['name'], dict(state['special'])
+        if not isinstance(self.name, str):
+            raise ValueError(f'its name is {str(self.name)[:40]}; expected a text')
         self.added = dict(state.get('added') or {})  # not special, but never cut: honoured in all text
+        for text, i in {**self.added, **self.special}.items():
+            check_id(i, text)
         self.tokens = self.setup(**state)
         for text, i in {**self.added, **self.special}.items():
             self.tokens += [b''] * (i + 1 - len(self.tokens))
@@ -541,6 +553,12 @@ class BPE(Tokenizer):
 
     def setup(self, name, special, tokens, pattern, ids=None, added=None, strip=None):
         ranks = {invisible(t): rank for rank, t in enumerate(tokens) if t}
+        if len(ranks) != sum(map(bool, tokens)) or len({*BYTES} & {t[0] for t in ranks if len(t) == 1}) < 256:
+            raise ValueError('damaged: a token stands twice, or one of the 256 bytes is missing')
+        if ids is not None and len(ids) != len(tokens):
+            raise ValueError(f'damaged: {len(tokens)} tokens have {len(ids)} ids')
+        for i, token in zip(ids or (), tokens):
+            check_id(i, token)
         self.pattern = PATTERNS.get(pattern, pattern)
         self.cut = CUT if self.pattern in PATTERNS.values() else None
         self.chunks = regex.compile(self.pattern)
@@ -616,6 +634,8 @@ class Byte(Tokenizer):
 class Char(Tokenizer):
     def setup(self, name, special, tokens):
         self.ids = {c: i for i, c in enumerate(tokens)}
+        if any(len(c) != 1 for c in tokens) or len(self.ids) != len(tokens):
+            raise ValueError('damaged: its tokens are not characters that differ')
         return [utf8(c) for c in tokens]
 
     def plain(self, text, first=True):
@@ -709,6 +729,8 @@ def precompiled(blob, longest):
         todo, steps = [((units[0] >> 10) << ((units[0] & 512) >> 6), b'')], 0
         while todo:
             base, key = todo.pop()
+            if len(key) > 99:
+                raise ValueError('damaged: its table of replacements goes in circles')
             for at in children.get(base, ()):
                 u, steps = units[at], steps + 1
                 todo.append((at ^ (u >> 10) << ((u & 512) >> 6), key + bytes([u & 255])))
@@ -854,6 +876,10 @@ def bpe_model(model, level, pattern, special):
 def unigram_model(model, special):
     """word -> ids along the path with the best sum of log probabilities (Viterbi)."""
     vocab, unk = model['vocab'], model['unk_id']
+    if type(unk) is not int or not 0 <= unk < len(vocab):
+        raise ValueError(f'its unk_id is {unk}; expected the place of a piece, 0 to {len(vocab) - 1}')
+    if not all(np.isfinite(s) for _, s in vocab):
+        raise ValueError('damaged: the score of a piece is no number')
     score = {piece: (s, i) for i, (piece, s) in enumerate(vocab) if piece not in special and i != unk}
     byte_ids = {piece: i for i, (piece, _) in enumerate(vocab) if re.fullmatch('<0x[0-9A-F]{2}>', piece)}
     falls = model.get('byte_fallback') and len(byte_ids) == 256
@@ -887,6 +913,8 @@ def wordpiece_model(model):
     """word -> ids, always the longest piece that fits; the whole word is unknown when one part is."""
     vocab, prefix = model['vocab'], model['continuing_subword_prefix']
     unk, most = [vocab[model['unk_token']]], model.get('max_input_chars_per_word', 100)
+    if not isinstance(prefix, str) or type(most) is not int:
+        raise ValueError(f'damaged: words of {str(most)[:20]} characters, parts that begin with {str(prefix)[:20]}')
     longest = max(map(len, vocab))
 
     def encode(word):
@@ -928,6 +956,8 @@ class Pipeline(Tokenizer):
         self.cached = kind != 'BPE' or not pattern and bool(pre)
         self.cache = {}
         vocab = {t: i for i, (t, _) in enumerate(model['vocab'])} if kind == 'Unigram' else model['vocab']
+        for t, i in vocab.items():
+            check_id(i, t)
         table = [b''] * (max(vocab.values()) + 1)
         close = {'.', '?', '!', ',', "n't", "'m", "'s", "'ve", "'re"}  # these follow a word without a space
         for t, i in vocab.items():
@@ -990,11 +1020,31 @@ def write(path, text):
 
 
 def loads(text):
-    """The tokenizer that dumps() wrote."""
-    d = json.loads(text)
-    if d.get('format') != 'flatformers tokenizer' or d.get('version') != 1 or d.get('kind') not in KINDS:
-        raise ValueError(f'not a tokenizer of this collection (version 1): {text[:60]!r}')
+    """The tokenizer that dumps() wrote. ValueError if it is damaged."""
+    with reading('tokenizer'):
+        return own(json.loads(text))
+
+
+def own(d):
+    if not isinstance(d, dict) or d.get('format') != 'flatformers tokenizer' or d.get('version') != 1 \
+            or d.get('kind') not in list(KINDS):
+        raise ValueError(f'not a tokenizer of this collection (version 1): {str(d)[:60]!r}')
     return KINDS[d['kind']](**{k: v for k, v in d.items() if k not in ('format', 'version', 'kind')})
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Files come from anywhere: whatever goes wrong while one is understood is a ValueError of one line."""
+    try:
+        yield
+    except OSError:
+        raise
+    except BaseException as e:  # tiktoken's PanicException is no Exception
+        if not isinstance(e, Exception) and type(e).__name__ != 'PanicException':
+            raise
+        line, plain = ' '.join(str(e).split())[:200], type(e) is ValueError
+        raise ValueError(f'{path}: {line}' if plain else f'{path}: damaged, or not a tokenizer '
+                         f'({type(e).__name__}: {line})') from None
 
 
 def load(path):
@@ -1022,13 +1072,14 @@ def load(path):
     stem = os.path.basename(path).removesuffix('.gz').rsplit('.', 1)[0]
     generic = stem in ('tokenizer', 'vocab', 'encoder', 'spiece', 'merges')
     name = os.path.basename(os.path.dirname(os.path.abspath(path))) if generic else stem
-    try:
-        return parse(path, data, name)
-    except (KeyError, IndexError, TypeError, AttributeError, AssertionError, OverflowError, struct.error, UnicodeError,
-            json.JSONDecodeError, regex.error) as e:
-        raise ValueError(f'{path}: damaged, or not a tokenizer ({type(e).__name__}: {e})') from None
-    except ValueError as e:
-        raise ValueError(f'{path}: {e}') from None
+    with reading(path):
+        tokenizer = parse(path, data, name)
+        if not isinstance(tokenizer, Char):  # does it work at all?
+            ids = tokenizer.encode('The 1st naïve test.\n')
+            if any(i is None for i in ids) or max(ids, default=0) >= tokenizer.vocab_size:
+                raise ValueError('damaged: it has no ids for a short text')
+            tokenizer.decode(ids)
+        return tokenizer
 
 
 def read(path):
@@ -1036,9 +1087,13 @@ def read(path):
         data = f.read()
     if data[:2] == b'\x1f\x8b':
         try:
-            data = gzip.decompress(data)
+            most = (64 << 20) + 16 * len(data)
+            with gzip.open(path) as f:
+                data = f.read(most + 1)
         except (OSError, EOFError, zlib.error) as e:
             raise ValueError(f'{path}: damaged gzip file ({e})') from None
+        if len(data) > most:
+            raise ValueError(f'{path}: unpacked it has over {most:,} bytes, more than a vocabulary')
     if not data.strip():
         raise ValueError(f'{path}: the file is empty')
     return data
@@ -1056,7 +1111,7 @@ def parse(path, data, name):
     if data.lstrip()[:1] == b'{':
         d = json.loads(data)
         if isinstance(d.get('format'), str):
-            return loads(data.decode())
+            return own(d)
         if isinstance(d.get('model'), dict):
             return from_spec(d, name)
         if not all(isinstance(i, int) for i in d.values()):
@@ -1100,6 +1155,8 @@ def added_token(text, i, special=True, sides=''):
 
 
 def ranked(ranks, pattern, special, name):
+    for token, rank in ranks.items():
+        check_id(rank, token)
     tokens = [''] * (max(ranks.values()) + 1)
     for token, rank in ranks.items():
         tokens[rank] = visible(token)
@@ -1133,7 +1190,7 @@ def from_spec(spec, name):
     for t in spec.get('added_tokens', []):
         state['special' if t.get('special', True) else 'added'][t['content']] = t['id']
         if t.get('lstrip') or t.get('rstrip'):
-            state['strip'][t['content']] = 'l' * t['lstrip'] + 'r' * t['rstrip']
+            state['strip'][t['content']] = 'l' * bool(t.get('lstrip')) + 'r' * bool(t.get('rstrip'))
     stages = [] if not pre else pre.get('pretokenizers', [pre])
     if model['type'] == 'BPE' and not spec.get('normalizer') and any(s['type'] == 'ByteLevel' for s in stages):
         tokens, ids = byte_level(model, state['special'])
@@ -1158,6 +1215,8 @@ def fields(data):
             shift += 7
             if byte < 128:
                 return value
+            if shift > 63:
+                raise ValueError('damaged: a number of more than 64 bits')
     while at < len(data):
         tag = varint()
         if tag & 7 == 0:
@@ -1248,6 +1307,8 @@ def read_texts(paths, pattern='gpt2'):
                     yield from done
             except UnicodeDecodeError as e:
                 raise ValueError(f'{path}: not UTF-8 text ({e.reason} at byte {e.start} of a block)') from None
+            except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+                raise ValueError(f'{path}: damaged gzip file ({e})') from None
             if not seen:
                 raise ValueError(f'{path}: the file is empty')
             yield rest

@@ -42,6 +42,8 @@ class Config:
     n_embd: int = 768            # C: width of the discriminator
     n_hidden: int = 0            # F: width of the MLP; 0: 4 n_embd
     embed_dim: int = 0           # E: width of the embeddings, projected to n_embd (small: 128); 0: n_embd
+    positions: str = 'learned'   # learned | rotary (which transformers' ELECTRA lacks)
+    pre_norm: bool = False       # norm before each branch and at the end, not after the residual sums (likewise)
     n_segments: int = 2          # rows of the table that tells first and second text apart; 0: none
     norm_eps: float = 1e-12      # added to the variance
     activation: str = 'gelu'     # gelu (erf) | gelu_tanh | relu | silu
@@ -78,9 +80,11 @@ class Config:
 
     def __post_init__(self):
         for name, choices in (('objective', objectives), ('share', ('embeddings', 'none', 'all')),
+                              ('positions', ('learned', 'rotary')),
                               ('activation', tuple(activations)), ('kind', (*kinds, 'none'))):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not one of: {" ".join(map(repr, choices))}')
+        if not self.init_std > 0: raise ValueError(f'init_std={self.init_std}: expected more than 0')
         for name in ('vocab_size', 'vocab_multiple', 'n_layer', 'n_head', 'n_embd', 'doc_stride'):
             if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected 1 or more')
         for name in ('mask_rate', 'mask_share'):
@@ -89,6 +93,8 @@ class Config:
         if self.block_size < 8: raise ValueError(f'block_size={self.block_size}: expected 8 or more')
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
+        if self.positions == 'rotary' and self.n_embd // self.n_head % 2:
+            raise ValueError(f'rotary positions turn pairs: a head of {self.n_embd // self.n_head} numbers is odd')
         if self.generator_size < 0:
             raise ValueError(f'generator_size={self.generator_size}: expected a share of n_embd, or 0 for none')
         if not self.has_generator: return
@@ -151,9 +157,12 @@ def generator_config(config):
 
 _small = dict(n_head=4, n_embd=256, embed_dim=128)
 presets = {
-    'electra-2cores': dict(_small, vocab_size=8192, block_size=128, n_layer=4, n_hidden=512, generator_size=0.25,
-                           dropout=0.0, attention_dropout=0.0),
+    # a modern encoder, as that of bert.py's default: the paper's learns nothing of use in a few hundred steps
+    'electra-2cores': dict(_small, vocab_size=8192, block_size=128, n_layer=4, n_hidden=512, positions='rotary',
+                           pre_norm=True, gated=True, n_segments=0, generator_size=0.5, generator_heads=2, dropout=0.0,
+                           attention_dropout=0.0),
     'electra-small': dict(_small, block_size=128, generator_size=0.25),
+    'speedrun-electra-small': dict(_small, block_size=128, generator_size=0.25),
     'electra-small-pp': dict(_small, generator_size=1.0),  # the released small model: longer rows, no smaller generator
     'electra-base': dict(),
     'electra-large': dict(n_layer=24, n_head=16, n_embd=1024, generator_size=0.25, mask_rate=0.25),
@@ -163,9 +172,11 @@ presets = {
 recipe = dict(preset='electra-2cores', weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-6, grad_clip=1.0,
               lr_schedule='linear', warmup_iters=10000)
 recipes = {
-    'electra-2cores': dict(optimizer='muon', learning_rate=3e-3, muon_lr=0.02, batch_size=32, max_iters=400,
+    'electra-2cores': dict(optimizer='muon', learning_rate=3e-3, muon_lr=0.02, batch_size=32, max_iters=700,
                            warmup_iters=20, beta2=0.98, eval_interval=100, eval_iters=64, vocab_multiple=128),
     'electra-small': dict(learning_rate=5e-4, batch_size=128, max_iters=1000000),
+    'speedrun-electra-small': dict(learning_rate=5e-4, batch_size=128, max_iters=1000000, eval_interval=10000,
+                                   eval_iters=2048, log_interval=100),
     'electra-small-pp': dict(learning_rate=5e-4, batch_size=128, max_iters=4000000),
     'electra-base': dict(learning_rate=2e-4, batch_size=256, max_iters=766000),
     'electra-large': dict(learning_rate=2e-4, batch_size=2048, max_iters=400000),
@@ -336,6 +347,20 @@ def predict(model, arrays, examples, tokenizer=None):
 # ---------------------------------------------------------------------------------------------------------------------
 # modules: BERT's encoder, post-norm with learned positions
 
+def rotary(width, positions, theta=1e4):
+    """Cosine and sine of every pair's angle. (T,) -> two of (T, 1, D/2), in fp32"""
+    freq = theta ** (-torch.arange(0, width, 2, device=positions.device).float() / width)      # theta^(-2i/D)
+    angle = positions[..., None, None].float() * freq
+    return angle.cos(), angle.sin()
+
+
+# same as bert.py
+def rotate(x, cos, sin):
+    """Turns the pairs (i, i + D/2) of each head, in fp32. x: (B, T, H, D)"""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
 # same as bert.py
 class LayerNorm(nn.Module):
     """nn.LayerNorm that may lack its bias and returns its input's dtype (autocast would return fp32)."""
@@ -364,33 +389,39 @@ class Embeddings(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, E = config, config.embed
-        self.tokens, self.positions = nn.Embedding(config.rows, E), nn.Embedding(config.block_size, E)
+        self.tokens = nn.Embedding(config.rows, E)
+        if config.positions == 'learned': self.positions = nn.Embedding(config.block_size, E)
         if config.n_segments: self.segments = nn.Embedding(config.n_segments, E)
         self.norm, self.drop = make_norm(config, E), nn.Dropout(config.dropout)
 
     def forward(self, ids, segments=None):
         """ids, segments: (B, T) -> (B, T, E)"""
         T, c = ids.size(1), self.config
-        if T > c.block_size:
+        if T > c.block_size and c.positions == 'learned':
             raise ValueError(f'{T} tokens in a row, but there are learned positions for block_size={c.block_size}')
-        x = self.tokens(ids) + self.positions(torch.arange(T, device=ids.device))
+        x = self.tokens(ids)
+        if c.positions == 'learned': x = x + self.positions(torch.arange(T, device=ids.device))
         if c.n_segments:
             x = x + (self.segments.weight[0] if segments is None
                      else self.segments(segments.clamp(max=c.n_segments - 1)))
         return self.drop(self.norm(x))
 
 
+# same as bert.py
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, C = config, config.n_embd
-        self.qkv, self.out = fused(C, True, q=C, k=C, v=C), nn.Linear(C, C)
+        self.qkv = fused(C, config.has_bias('attention'), q=C, k=C, v=C)
+        self.out = nn.Linear(C, C, bias=config.has_bias('attention'))
 
-    def forward(self, x, mask=None):
-        """x: (B, T, C). mask: (B, 1, 1, T) bool, true where seen, or None."""
+    def forward(self, x, turn, mask):
+        """x: (B, T, C). turn: cos and sin, or None. mask: (B or 1, 1, T or 1, T) bool, true where seen, or None."""
         (B, T, C), H = x.shape, self.config.n_head
-        q, k, v = self.qkv(x).view(B, T, 3, H, C // H).permute(2, 0, 3, 1, 4)                  # (B, H, T, D) each
-        y = F.scaled_dot_product_attention(q, k, v, mask, self.config.attention_dropout if self.training else 0.0)
+        q, k, v = self.qkv(x).view(B, T, 3, H, C // H).unbind(2)           # (B, T, H, D) each
+        if turn: q, k = rotate(q, *turn), rotate(k, *turn)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask,
+                                           self.config.attention_dropout if self.training else 0.0)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -412,12 +443,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.attention, self.mlp = Attention(config), MLP(config)
+        self.config, self.attention, self.mlp = config, Attention(config), MLP(config)
         self.norm_1, self.norm_2, self.drop = make_norm(config), make_norm(config), nn.Dropout(config.dropout)
 
-    def forward(self, x, mask=None):
-        x = self.norm_1(x + self.drop(self.attention(x, mask)))
-        return self.norm_2(x + self.drop(self.mlp(x)))
+    def forward(self, x, turn=None, mask=None):
+        if not self.config.pre_norm:
+            x = self.norm_1(x + self.drop(self.attention(x, turn, mask)))
+            return self.norm_2(x + self.drop(self.mlp(x)))
+        x = x + self.drop(self.attention(self.norm_1(x), turn, mask))
+        return x + self.drop(self.mlp(self.norm_2(x)))
 
 
 class Encoder(nn.Module):
@@ -427,15 +461,18 @@ class Encoder(nn.Module):
         self.config = config
         if config.embed != config.n_embd: self.project = nn.Linear(config.embed, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = make_norm(config) if config.pre_norm else nn.Identity()
 
     def forward(self, x, mask=None):
         """x: (B, T, E), mask: (B, T) bool, true for real tokens, or None -> (B, T, C)"""
+        c, T = self.config, x.size(1)
         if mask is not None: mask = mask[:, None, None]                    # (B, 1, 1, T)
+        turn = rotary(c.n_embd // c.n_head, torch.arange(T, device=x.device)) if c.positions == 'rotary' else None
         if hasattr(self, 'project'): x = self.project(x)
         for block in self.blocks:
-            x = (checkpoint(block, x, mask, use_reentrant=False)
-                 if self.config.checkpoint_activations and self.training else block(x, mask))
-        return x
+            x = (checkpoint(block, x, turn, mask, use_reentrant=False)
+                 if c.checkpoint_activations and self.training else block(x, turn, mask))
+        return self.norm(x)
 
 
 # same as bert.py
@@ -490,12 +527,13 @@ def sample(logits, u):
 
 
 def area_under_curve(scores, positive, judged):
-    """Share of the pairs (positive, negative) whose positive one scores higher, ties half; 0.5 without any. All (..)"""
-    scores, negative = scores.detach().flatten(), (judged & ~positive).flatten()
-    order = torch.where(negative, scores, math.inf).sort().values          # the negatives, then what is neither
+    """Of each row the share of its pairs (positive, negative) whose positive one scores higher, ties half; 0.5 without
+    any. All (B, T) -> (B,)"""
+    scores, negative = scores.detach(), judged & ~positive
+    order = torch.where(negative, scores, math.inf).sort(dim=1).values     # the negatives, then what is neither
     below = (torch.searchsorted(order, scores) + torch.searchsorted(order, scores, right=True)) / 2
-    pairs = positive.sum().float() * negative.sum()
-    return torch.where(pairs > 0, (below * positive.flatten()).sum() / pairs.clamp(min=1), 0.5)
+    pairs = positive.sum(1).float() * negative.sum(1)
+    return torch.where(pairs > 0, (below * positive).sum(1) / pairs.clamp(min=1), 0.5)
 
 
 class Model(nn.Module):
@@ -513,9 +551,12 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """BERT's: normal, cut off at two standard deviations."""
-        std = self.config.init_std
+        """BERT's: normal, cut off at two standard deviations. Pre-norm: what writes to the residual stream is
+        1/sqrt(2L) of it."""
+        c = self.config
         for name, p in self.named_parameters():
+            std = c.init_std * ((2 * c.n_layer) ** -0.5
+                                if c.pre_norm and name.endswith(('out.weight', 'down.weight')) else 1)
             if p.ndim >= 2: nn.init.trunc_normal_(p, 0, std, -2 * std, 2 * std)
             else: p.fill_(0 if name.endswith('bias') else 1)
 
@@ -573,8 +614,8 @@ class Model(nn.Module):
     def forward(self, ids, *rest, totals=None):
         """The arrays of batch() -> loss, stats. With totals, the numbers of targets of the global batch, the parts of a
         batch add up to the loss of the whole: eq. of 2, L_MLM + lambda L_disc, where L_MLM is a mean over the chosen
-        tokens and L_disc over all. Stats in eval mode: area_under_curve is that of each micro-batch, weighted by its
-        tokens; see summary for the rest."""
+        tokens and L_disc over all. Stats in eval mode: auc, the mean of the rows'
+        areas under the curve; see summary for the rest."""
         c, (B, T) = self.config, ids.shape[:2]
         if c.kind != 'text': return self.supervised(ids, *rest, totals=totals)
         if not c.has_generator and c.objective != 'mlm':
@@ -628,7 +669,7 @@ class Model(nn.Module):
         if not self.training and c.has_detector:
             flagged = (logit > 0) & judged
             stats.update(caught=(flagged & label).sum() / real, flagged=flagged.sum() / real,
-                         auc=area_under_curve(logit, label, judged) * judged.sum() / n)
+                         auc=(area_under_curve(logit, label, judged) * judged.sum(1)).sum() / n)
         return (0 if self.stage == 2 else loss_g) + weight * loss_d, stats
 
     # same as bert.py
@@ -825,9 +866,9 @@ def from_hf(hf_config, weights):
 
 def _write(c, state):
     """Config and state dict of one model -> config.json as a dict, tensors by name."""
-    if c.activation != 'gelu' or c.gated or not c.n_segments:
-        raise ValueError(f'transformers has no electra with activation={c.activation}, gated={c.gated}, '
-                         f'n_segments={c.n_segments}: only gelu, not gated, with segments')
+    plain = dict(activation='gelu', gated=False, positions='learned', pre_norm=False)
+    odd = [f'{n}={getattr(c, n)}' for n, v in plain.items() if getattr(c, n) != v]
+    if odd or not c.n_segments: raise ValueError(f'transformers has no electra with {[*odd, "n_segments=0"][0]}')
     suffix = ({'text': 'PreTraining' if c.has_detector else 'MaskedLM', 'none': ''}.get(c.kind)
               if c.kind not in _heads else _heads[c.kind][0])
     hf = dict(architectures=['Electra' + ('For' + suffix if suffix else 'Model')], model_type='electra',

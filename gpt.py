@@ -131,6 +131,8 @@ _modern = dict(positions='rotary', norm='rmsnorm', qk_norm=True, activation='rel
 presets = {
     'small': dict(_modern, vocab_size=8192, block_size=256, n_layer=4, n_head=2, n_embd=128),
     'speedrun-cpu': dict(_modern, block_size=128, n_layer=4, n_head=4, n_embd=128),
+    'speedrun-gpt2-exact': dict(residual_autocast=True),
+    'speedrun-gpt2-adamw': dict(_modern, n_head=6, residual_autocast=True),
     'speedrun-gpt2': dict(_modern, n_head=6, residual_autocast=True),
     'gpt1': dict(vocab_size=40478, block_size=512, post_norm=True, dropout=0.1),
     'gpt2': dict(),
@@ -168,8 +170,14 @@ recipes = {
                   warmup_iters=10, lr_schedule='linear', eval_interval=100, eval_iters=64),
     'speedrun-cpu': dict(optimizer='muon', learning_rate=3e-3, min_lr=0.0, muon_lr=0.02, batch_size=16, max_iters=500,
                          warmup_iters=10, lr_schedule='linear', eval_interval=50, eval_iters=20),
+    # 524,288 tokens a step; evaluated on the first 10,485,760 tokens of FineWeb's validation shard; the goal is 3.28
+    'speedrun-gpt2-exact': dict(learning_rate=6e-4, min_lr=0.0, batch_size=512, micro_batch_size=32, max_iters=19073,
+                                warmup_iters=700, eval_interval=250, eval_iters=10240),    # llm.c's: 10 B tokens
+    'speedrun-gpt2-adamw': dict(learning_rate=1.8e-3, min_lr=0.0, batch_size=512, micro_batch_size=32, max_iters=9536,
+                                warmup_iters=250, lr_schedule='wsd', eval_interval=125, eval_iters=10240),
     'speedrun-gpt2': dict(optimizer='muon', learning_rate=3e-3, min_lr=0.0, muon_lr=0.02, batch_size=512,
-                          max_iters=5100, warmup_iters=250, lr_schedule='wsd', eval_interval=125),
+                          micro_batch_size=32, max_iters=5100, warmup_iters=250, lr_schedule='wsd', eval_interval=125,
+                          eval_iters=10240),
     'gpt1': dict(learning_rate=2.5e-4, min_lr=0.0, batch_size=64, warmup_iters=2000, weight_decay=0.01, beta2=0.999),
     'gpt2': dict(learning_rate=6e-4, min_lr=6e-5, batch_size=480, max_iters=600000, warmup_iters=2000),
     **{f'gpt3-{size}': dict(learning_rate=rate, min_lr=rate / 10, batch_size=rows, warmup_iters=700)  # table 2.1

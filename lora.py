@@ -23,7 +23,7 @@ each row (QLoRA has 4-bit floats); what parts of a grouped projection share is o
 
 Letters: I inputs and O outputs of a layer, r rank, n adapted parts of a layer.
 """
-import bisect, collections, json, math, os, re, sys, types
+import bisect, collections, functools, json, math, os, re, sys, types
 
 import torch
 import torch.nn as nn
@@ -76,12 +76,16 @@ class Adapter(nn.Module):
         return gain
 
 
-class Linear(nn.Linear):
-    """A linear layer with adapters, of which `active` names the one that counts; a frozen layer may have none. `kept`
-    is the base's matrix while an adapter is merged into the layer's."""
-    def product(self, x, bias): return F.linear(x, self.weight, bias)
-
+class Adapted:
+    """What the class of a module gets that has adapters, of which `active` names the one that counts; it may have none.
+    `kept` is the base's matrix while an adapter is merged into the layer's."""
     def adapter(self): return self.lora[self.active] if self.active in self.lora else None
+
+
+class Linear(Adapted, nn.Linear):
+    plain = nn.Linear                                                      # what unloading makes of it again
+
+    def product(self, x, bias): return F.linear(x, self.weight, bias)
 
     def base(self):
         if self.kept is None: return self.weight
@@ -117,9 +121,17 @@ class Held(Linear):
         return y if bias is None else y + bias.to(y.dtype)
 
 
-def become(layer):
-    if type(layer) is nn.Linear:
-        layer.__class__, layer.lora, layer.active, layer.kept = Linear, nn.ModuleDict(), '', None
+@functools.cache
+def variant(cls, mixin):
+    """The class with the methods of a mixin in front of its own; in all other respects it stays what it was."""
+    if issubclass(cls, mixin): return cls
+    return type(cls.__name__, (mixin, cls), dict(__module__=cls.__module__, plain=getattr(cls, 'plain', cls)))
+
+
+def become(layer, mixin=Adapted):
+    if not isinstance(layer, Adapted):
+        layer.__class__ = Linear if type(layer) is nn.Linear else variant(type(layer), mixin)
+        layer.lora, layer.active, layer.kept = nn.ModuleDict(), '', None
     return layer
 
 
@@ -149,7 +161,7 @@ def hold(model, bits):
 # ---------------------------------------------------------------------------------------------------- which layers
 
 def linears(model): return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-def adapted(model): return {n: m for n, m in model.named_modules() if isinstance(m, Linear)}
+def adapted(model): return {n: m for n, m in model.named_modules() if isinstance(m, Adapted)}
 
 def inside(model):
     """Names of all that lies in the blocks."""
@@ -222,7 +234,9 @@ def heads(model, train):
     return found
 
 
-kinds = {'lora': Adapter}                                                  # adapters.py has more
+# adapters.py has more. A kind may have into(layer) -> the mixin that a layer which is not linear gets, and
+# settle(model, name), called when all of an adapter's layers have theirs
+kinds = {'lora': Adapter}
 
 
 def attach(model, name, layers, heads=(), kind='lora', rslora=False, **how):
@@ -241,15 +255,18 @@ def attach(model, name, layers, heads=(), kind='lora', rslora=False, **how):
     if tied := [n for n in heads if shared(model, params[n])]:
         raise ValueError(f'{tied[0]} is shared with another module, so it cannot be trained beside an adapter: '
                          'untie it')
+    made = kinds[kind]
     for n, what in layers.items():
-        layer = become(model.get_submodule(n))
-        layer.lora[name] = kinds[kind](layer, **what, **how).train(layer.training)
+        layer = model.get_submodule(n)
+        become(layer, made.into(layer) if hasattr(made, 'into') else Adapted)
+        layer.lora[name] = made(layer, **what, **how).train(layer.training)
     model.lora, base = have, have['adapters']['']['heads']
     base.update({n: params[n].detach().clone() for n in heads if n not in base})              # what '' switches back to
     have['adapters'][name] = dict(how, heads={n: base[n].clone() for n in heads}, layers=layers, kind=kind,
                                   rslora=rslora)
     model.requires_grad_(False)
     use(model, name)
+    if hasattr(made, 'settle'): made.settle(model, name)
 
 
 @torch.no_grad()
@@ -276,13 +293,18 @@ def registry(model):
 
 def merged(model): return any(layer.kept is not None for layer in adapted(model).values())
 
+def mergeable(model):
+    """Can the active adapter become part of the weights? Not if it is more than a change of them."""
+    how = settings(model)
+    return how['kind'] == 'lora' or not how['layers']
+
 
 @torch.no_grad()
 def merge(model, unload=False):
     """Adds the active adapter into the weights, in fp32; it costs nothing from then on. unload: leaves plain layers and
     no adapters, a model like any other."""
-    if (how := settings(model))['kind'] != 'lora' and how['layers']:
-        raise ValueError(f'adapter {model.lora["active"]!r} ({how["kind"]}) is no product of two matrices, '
+    if not mergeable(model):
+        raise ValueError(f'adapter {model.lora["active"]!r} ({settings(model)["kind"]}) is no product of two matrices, '
                          'so it cannot be merged')
     dtype = next(model.parameters()).dtype                                 # of the table, so of what the layers read
     for layer in adapted(model).values():
@@ -294,9 +316,9 @@ def merge(model, unload=False):
             else: layer.kept, layer.weight.data = layer.weight.data, V.to(layer.weight.dtype)
         if not unload: continue
         if type(layer) is Held: unpack(layer, layer.weight.to(dtype))
-        layer.__class__ = nn.Linear
         del layer.lora, layer.active, layer.kept
     if unload:
+        for m in model.modules(): m.__class__ = getattr(type(m), 'plain', type(m))
         del model.lora
         model.requires_grad_(True)
 
@@ -326,11 +348,29 @@ def state(model):
     return out | {n: params[n].detach() for n in settings(model)['heads']}
 
 
+def check_settings(model, settings, tensors):
+    """Settings that come from a file: sizes are those of its tensors, rows are those of the layer."""
+    layers, most = settings['layers'], max([1, *(n for t in tensors.values() for n in t.shape)])
+    if not isinstance(layers, dict): raise ValueError('the adapter\'s settings have no layers by name')
+    sizes = 'rank', 'experts', 'length', 'width'
+    for where, what in [('it', settings), *layers.items()]:
+        spans = what.get('spans', [])
+        numbers = [what[k] for k in (*sizes, 'hidden') if k in what] + [n for s in spans for n in s]
+        layer = linears(model).get(where)
+        rows = [0, *(n for s in spans for n in s), *([layer.out_features] if layer else [])]
+        if (any(type(n) is not int for n in numbers) or any(len(s) != 2 or s[0] == s[1] for s in spans)
+                or rows != sorted(rows) or any(not 0 < what.get(k, 1) <= most for k in sizes)
+                or not 0 <= what.get('hidden', 0) <= most
+                or not math.isfinite(what.get('scale', 1)) or not 0 <= what.get('dropout', 0) < 1):
+            raise ValueError(f'the adapter\'s settings are damaged: {where} has {str(what)[:80]}')
+
+
 @torch.no_grad()
 def load_state(model, settings, tensors, name='default'):
     """The inverse of settings and state: puts the adapter on the model, or new numbers into the one of that name."""
-    if unknown := [n for n in settings['layers'] if n not in linears(model)]:
-        raise ValueError(f'the adapter is for a layer {unknown[0]}, which the model has not: it is of another model')
+    if unknown := settings['layers'].keys() - dict(model.named_modules()).keys():
+        raise ValueError(f'the adapter is for a layer {min(unknown)}, which the model has not: it is of another model')
+    check_settings(model, settings, tensors)
     if name not in getattr(model, 'lora', dict(adapters={}))['adapters']: attach(model, name, **settings)
     else: use(model, name)
     own = state(model)
@@ -348,7 +388,7 @@ def hf_places(model):
     model file's own to_hf tells it: instead of weights it is given one column of numbers, each row its own."""
     marks, starts, names = {}, [], []
     for prefix, module in model.named_modules():
-        if isinstance(module, (Adapter, nn.ModuleDict)): continue
+        if 'lora' in prefix.split('.'): continue
         for leaf in [k for k, p in module._parameters.items() if p is not None] + ['weight'] * (type(module) is Held):
             p, name = getattr(module, leaf), f'{prefix}.{leaf}'.lstrip('.')
             starts.append(starts[-1] + marks[names[-1]].numel() if names else 1), names.append(name)
@@ -426,20 +466,23 @@ def load(model, path, name='default'):
     """Puts a saved adapter on the model, active: a folder of save's or of peft's, or an out_dir or .pt file of
     train.py. -> the model. ValueError if it does not fit."""
     import train
+    with train.untrusted(path): return read_adapter(train, model, path, name)
+
+
+def read_adapter(train, model, path, name):
     config_file = os.path.join(path, 'adapter_config.json')
     if not os.path.exists(config_file):
         if os.path.isdir(path) and not os.path.exists(os.path.join(path, 'ckpt.pt')):
             raise FileNotFoundError(f'no adapter in {path}: '
-                                    'expected adapter_config.json, or ckpt.pt of a run with --lora_rank')
+                                    'expected adapter_config.json, or ckpt.pt of a run with --adapter')
         saved = train.load_checkpoint(path)
         if 'lora' not in saved: raise ValueError(f'{path} holds a whole model, no adapter: --init_from={path} opens it')
         load_state(model, saved['lora'], saved['model'], name)
         return model
-    try: config = json.load(open(config_file, encoding='utf-8'))
-    except ValueError: raise ValueError(f'{config_file}: not JSON') from None
+    config = train.read_json(config_file)
     file, old = (os.path.join(path, 'adapter_model.' + end) for end in ('safetensors', 'bin'))
     tensors = (train.read_safetensors(file) if os.path.exists(file) or not os.path.exists(old)
-               else torch.load(old, map_location='cpu', weights_only=True))
+               else train.are_weights(train.read_pickle(old), old))
     if config.pop('peft_type', '') == 'FLATFORMERS': load_state(model, config, tensors, name)
     else: load_state(model, *from_peft(model, config, tensors), name)
     return model
@@ -457,6 +500,7 @@ def from_peft(model, config, tensors):
     if str(config.get('init_lora_weights')).startswith(('pissa', 'olora', 'corda', 'loftq', 'lora_ga')):
         raise ValueError(f'adapter_config.json: init_lora_weights={config["init_lora_weights"]!r} has changed the '
                          'base: save it with peft\'s path_initial_model_for_weight_conversion')
+    import regex                                                           # re has no timeout
     there, groups, heads = hf_places(model), collections.defaultdict(dict), {}
     params, rs, dora = dict(model.named_parameters()), bool(config.get('use_rslora')), bool(config.get('use_dora'))
     def place(theirs):  # with or without the prefix of a class with a head
@@ -466,7 +510,8 @@ def from_peft(model, config, tensors):
             raise ValueError(f'the adapter has {theirs}, which this model has not: it is of another model')
         return there[hits[0]]
     def pattern(key, module, default):
-        return next((v for k, v in (config.get(key) or {}).items() if re.match(rf'(.*\.)?({k})$', module)), default)
+        given = (config.get(key) or {}).items()                            # a bad pattern could take for ever
+        return next((v for k, v in given if regex.match(rf'(.*\.)?({k})$', module, timeout=1)), default)
     for key, w in tensors.items():
         module, leaf = re.fullmatch(r'(?:base_model\.model\.)?(.+?)(?:\.lora_(A|B|magnitude_vector)(?:\.weight)?)?',
                                     key).groups()

@@ -28,8 +28,11 @@ perplexity, after a start token, so that the first token counts too.
 
 Letters: B samples, T tokens, V vocabulary.
 """
-import codecs, collections, contextlib, dataclasses, functools, glob, json, math, os, re, sys, time, types, weakref
+import codecs, collections, contextlib, dataclasses, functools, glob, json, math, os, re, signal, sys, time, types, weakref
 from dataclasses import dataclass
+
+if __name__ == '__main__':                                                 # Ctrl-C while torch is imported, which takes seconds
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b'\nsample.py: stopped\n'), os._exit(130)))
 
 import numpy as np
 import torch
@@ -43,7 +46,7 @@ class Config:
     # the model
     out_dir: str = 'out/gpt'         # folder of a run of train.py
     init_from: str = ''              # or other weights: a .pt file or a Hugging Face folder
-    lora: str = ''                   # an adapter for these weights: a folder of lora.save or peft, or a run with --lora_rank
+    lora: str = ''                   # an adapter for these weights: a folder of lora.save or peft, or a run with --adapter
     tokenizer: str = ''              # a vocabulary (file or name), for weights that come without
     device: str = 'auto'             # auto, cpu, cuda, cuda:1, mps
     dtype: str = 'auto'              # auto, bfloat16, float16, float32; auto: bfloat16 to write on CUDA, else float32
@@ -881,4 +884,6 @@ def cli():
     print(f'\nsample.py: {error}' if status == 130 else f'sample.py: {error}', file=sys.stderr)
     sys.exit(status)
 
-if __name__ == '__main__': cli()
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli()

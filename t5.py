@@ -159,8 +159,8 @@ recipes = {name: dict(learning_rate=1e-2, lr_schedule='inverse_sqrt', warmup_ite
                       batch_size=128, eval_interval=1000) for name in presets}
 recipes['t5-v1_1-base'] |= dict(learning_rate=2e-2, min_lr=1e-5, lr_schedule='cosine', max_iters=65536)  # nanoT5's
 recipes['speedrun-nanot5'] = recipes['t5-v1_1-base'] | dict(micro_batch_size=64, eval_iters=2048, log_interval=100)
-recipes['small'] = dict(learning_rate=1e-2, lr_schedule='linear', warmup_iters=20, max_iters=600, batch_size=16,
-                        beta2=0.98, eval_interval=150, eval_iters=64)
+recipes['small'] = dict(learning_rate=1e-2, lr_schedule='linear', warmup_iters=20, max_iters=900, batch_size=16,
+                        beta2=0.98, eval_interval=300, eval_iters=64)
 finetune = ({n: v for n, v in recipe.items() if n not in ('preset', 'vocab_multiple')}
             | dict(epochs=3.0, eval_interval=0))
 

@@ -47,8 +47,11 @@ Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over
 same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
 """
 import contextlib, ctypes, dataclasses, difflib, hashlib, importlib, inspect, json, math, os, platform, re, resource
-import shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
+import shlex, shutil, signal, statistics, subprocess, sys, tempfile, time, traceback, zipfile
 from dataclasses import dataclass
+
+if __name__ == '__main__':                           # Ctrl-C while torch is imported, which takes seconds: no traceback
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b'\nstopped\n'), os._exit(130)))
 
 import numpy as np
 import torch
@@ -56,7 +59,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
-import bpe, lora
+import adapters, bpe, lora
 from data import metrics, text
 from data.rows import keyed, tokens_in, training, validation
 
@@ -78,6 +81,7 @@ class Config:
     resume: bool = False            # go on with the run in out_dir, bit for bit
     export_hf: str = ''             # at the end, write the model to this folder for transformers
     seed: int = 1337                # seed of weights, data order, masks and dropout
+    skip_nonfinite: bool = False    # a loss or gradient that is not finite: leave out the update; ten in a row stop
     deterministic: bool = False     # bit-equal reruns on CUDA too (slower)
     device: str = 'auto'            # auto, cpu, cuda, cuda:1, mps
     dtype: str = 'auto'             # auto, bfloat16, float16, float32: what matrix products run in; weights stay fp32
@@ -98,11 +102,16 @@ class Config:
     log_interval: int = 10          # steps from one line of the log to the next
     save_interval: int = 0          # steps from one checkpoint to the next; 0 means eval_interval
     log_to: str = ''                # also send metrics to: wandb, tensorboard
-    # adapters (lora.py): the weights of init_from stay as they are, checkpoints hold the adapter alone
-    lora_rank: int = 0              # rank of the low-rank adapters; 0: none, all weights are trained
+    # adapters (lora.py, adapters.py): the weights of init_from stay as they are, checkpoints hold the adapter alone
+    adapter: str = ''               # lora bottleneck adamix prefix prompt bitfit; '': lora if lora_rank, else none
+    adapter_size: int = 0           # width of bottlenecks (0: 16), number of prefix or prompt tokens (0: 20)
+    adapter_hidden: int = 0         # prefix: width of an MLP that its keys and values come from; 0: none
+    adapter_experts: int = 4        # adamix: bottlenecks in each place
+    adapter_consistency: float = 0.0  # adamix, labelled data: weight of its second loss (the paper's 1); a second pass
+    lora_rank: int = 0              # rank of the low-rank adapters; --adapter=lora alone: 8
     lora_alpha: float = 16.0        # they count alpha / rank
-    lora_match: str = 'q,v'         # adapted layers: q k v out up gate down, any names of layers, or all
-    lora_dropout: float = 0.0       # on what adapters read
+    lora_match: str = ''            # adapted: q k v out up gate down, names of layers, all; '': q,v or down or out,down
+    lora_dropout: float = 0.0       # on what low-rank adapters read, and inside bottlenecks
     lora_bits: int = 0              # hold the frozen layers in 8 (int8) or 16 (bf16) bits; 0: as they are
     rslora: bool = False            # alpha / sqrt(rank) instead
     dora: bool = False              # DoRA: also learn the length of each row
@@ -187,12 +196,16 @@ def parse(argv):
     mine = {f.name: f.default for f in dataclasses.fields(Config)}
     given, saved = split_flags(argv), {}
     if value_of('resume', bool, given.get('resume', 'false')):
-        saved = load_checkpoint(given.setdefault('out_dir', 'out/' + given.get('model', mine['model'])))
+        saved = load_checkpoint(path := given.setdefault('out_dir', 'out/' + given.get('model', mine['model'])))
+        if missing := sorted(HOLDS.keys() - {'lora', 'source', 'base', 'skipped'} - saved.keys()):
+            raise ValueError(f'--resume: the checkpoint in {path} lacks {missing[0]}, so its run cannot go on; '
+                             f'start a new one from its weights with --init_from={path}')
         had = saved['model_name']
         if given.setdefault('model', had) != had:
             raise ValueError(f'--resume: {given["out_dir"]} holds a run of --model={had}, not {given["model"]}')
     model = given.get('model', mine['model'])
     file = import_model(model)
+    if saved: typed(Config, saved['train'], given['out_dir']), typed(file.Config, saved['config'], given['out_dir'])
     own = {f.name: f.default for f in dataclasses.fields(file.Config) if f.name not in mine}
     base = {**own, **mine}
     if unknown := [n for n in given if n not in base and n != 'help']:
@@ -210,8 +223,11 @@ def parse(argv):
     if unknown := set(values) - set(base):
         raise ValueError(f'{model}.py: the recipe or preset {preset!r} sets {unknown.pop()}, a field of neither Config')
     if saved:
-        if changed := [n for n in flags if n in own and flags[n] != saved['config'][n]]:
-            n, had = changed[0], saved['config'][changed[0]]
+        held = {**own, **saved['config']}
+        fixed = 'optimizer', 'init_from', 'adapter', 'lora_rank', 'lora_match', 'rslora', 'dora'
+        held |= {n: saved['train'].get(n, mine[n]) for n in fixed}         # what its state hangs on
+        if changed := [n for n in flags if n in held and flags[n] != held[n]]:
+            n, had = changed[0], held[changed[0]]
             raise ValueError(f'--resume: --{n}={flags[n]}, but the run has {had}: leave it out, '
                              f'or start a new run with --init_from={given["out_dir"]}')
         values = {**values, **saved['train'], **saved['config'], 'export_hf': ''}
@@ -225,8 +241,17 @@ def parse(argv):
         raise SystemExit(0)
     for n in ('new_weights', 'baseline'):
         if values[n] and not values['init_from']: raise ValueError(f'--{n} compares with weights: add --init_from=RUN')
+    values['adapter'] = kind = values['adapter'].lower() or 'lora' * (values['lora_rank'] != 0)
+    if kind == 'lora': values['lora_rank'] = values['lora_rank'] or 8
+    elif kind and values['lora_rank']: raise ValueError(f'--lora_rank is of low-rank adapters, not of --adapter={kind}')
+    if values['adapter_size'] and kind in ('', 'lora', 'bitfit'):
+        raise ValueError(f'--adapter_size={values["adapter_size"]}: goes with --adapter=bottleneck, adamix, prefix, '
+                         'prompt; --lora_rank is that of low-rank adapters')
+    if kind not in ('', 'lora', 'bitfit') and (values['merge'] or values['export_hf']):
+        raise ValueError(f'--adapter={kind} cannot become part of the weights: leave out --merge and --export_hf')
     config = Config(**{n: values[n] for n in mine})
-    choices = dict(optimizer='adamw muon adafactor', lr_schedule='cosine linear inverse_sqrt constant wsd',
+    choices = dict(adapter=' lora bottleneck adamix prefix prompt bitfit',
+                   optimizer='adamw muon adafactor', lr_schedule='cosine linear inverse_sqrt constant wsd',
                    dtype='auto bfloat16 float16 float32', compile='auto true false', log_to=' wandb tensorboard')
     for n, allowed in choices.items():
         if values[n].lower() not in allowed.split(' '):
@@ -348,7 +373,7 @@ def make_optimizers(model, config, device):
                      start=(top - d) * config.unfreeze_interval) for decays, d in kinds]
     params, lr = [p for p in model.parameters() if p.requires_grad], config.learning_rate
     if config.optimizer == 'adafactor': return [torch.optim.Adafactor(groups(params, lr), lr=lr)]
-    if config.optimizer != 'muon' or config.lora_rank: inside = ()    # adapters are no matrices to orthogonalise
+    if config.optimizer != 'muon' or config.adapter: inside = ()    # adapters are no matrices to orthogonalise
     muon, rest = [p for p in params if p in inside], [p for p in params if p not in inside]
     optimizers = []
     if muon: optimizers.append(Muon(groups(muon, config.muon_lr), config.muon_lr, config.momentum))
@@ -386,6 +411,56 @@ SAFE = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16'
 
 def first_line(error): return (str(error).splitlines() or [type(error).__name__])[0]
 
+@contextlib.contextmanager
+def untrusted(path):
+    "files come from anywhere: whatever goes wrong while one is understood is a ValueError of one line with its name"
+    try: yield
+    except OSError: raise
+    except Exception as e:
+        line = ' '.join(str(e).split())[:300]
+        if not isinstance(e, ValueError): line = f'damaged, or not what it should be ({type(e).__name__}: {line[:150]})'
+        cause = e if os.environ.get('TRACEBACK') else None
+        raise ValueError(line if str(path) in line else f'{path}: {line}') from cause
+
+def read_json(path):
+    with untrusted(path), open(path, encoding='utf-8') as f:
+        try: found = json.load(f)
+        except (ValueError, RecursionError): raise ValueError('not JSON') from None
+        if not isinstance(found, dict): raise ValueError(f'a {type(found).__name__}; expected a JSON object')
+        return found
+
+def read_pickle(path):
+    "torch.load of tensors and plain values: nothing in the file runs, and nothing is larger than the file"
+    packed = zipfile.is_zipfile(path)
+    if packed:
+        with zipfile.ZipFile(path) as z:
+            if any(member.compress_type for member in z.infolist()): raise ValueError('its members are compressed')
+    return torch.load(path, map_location='cpu', weights_only=True, mmap=packed)
+
+def are_weights(weights, path):
+    "tensors by name, as plain as they are when written, together no larger than the file (some may be shared)"
+    if not isinstance(weights, dict): raise ValueError(f'{path}: a {type(weights).__name__}; expected tensors by name')
+    for n, w in weights.items():
+        plain = isinstance(w, torch.Tensor) and w.layout == torch.strided and w.device.type == 'cpu'
+        if not isinstance(n, str) or not plain or w.dtype not in SAFE.values():
+            raise ValueError(f'{path}: {str(n)[:80]!r} is no plain tensor; expected tensors by name')
+    claim, size = sum(w.numel() * w.element_size() for w in weights.values()), os.path.getsize(path)
+    if claim > 8 * size: raise ValueError(f'{path}: its tensors claim {claim:,} bytes, the file has {size:,}')
+    return weights
+
+def typed(cls, values, path):
+    "a Config made of what a file says; a value of another type than its field is said"
+    usual, script = {f.name: f.default for f in dataclasses.fields(cls)}, os.path.basename(inspect.getfile(cls))
+    if extra := set(values) - set(usual):
+        raise ValueError(f'{path}: was made with another {script}, whose Config has '
+                         f'{", ".join(sorted(map(str, extra)))} (its text is the checkpoint\'s key "source")')
+    for n, v in values.items():
+        kind = type(usual[n])
+        fits = isinstance(v, {bool: int, float: (int, float)}.get(kind, kind)) and v == v
+        if not fits or kind is bool and v not in (0, 1):
+            raise ValueError(f'{path}: it says {n}={str(v)[:60]!r}; expected {kind.__name__}, as {usual[n]!r}')
+    with untrusted(path): return cls(**values)
+
 def read_safetensors(path):
     "the file's tensors by name. The format: 8 bytes of header length, a JSON header, buffers. ValueError if it lies"
     size, wrong = os.path.getsize(path), lambda why: ValueError(f'{path}: not a safetensors file ({why})')
@@ -397,7 +472,9 @@ def read_safetensors(path):
     if not isinstance(header, dict): raise wrong('its header is no JSON object')
     header.pop('__metadata__', None)
     try:
-        entries = [(*e['data_offsets'], name, SAFE[e['dtype']], tuple(e['shape'])) for name, e in header.items()]
+        place = lambda a, b: (a, b)
+        entries = [(*place(*e['data_offsets']), name, SAFE[e['dtype']], tuple(e['shape']))
+                   for name, e in header.items()]
         entries.sort(key=lambda entry: entry[:2])
     except (KeyError, TypeError, ValueError):
         raise wrong("a tensor's entry lacks a known dtype, shape or data_offsets") from None
@@ -405,10 +482,11 @@ def read_safetensors(path):
     for a, b, name, dtype, shape in entries:
         numbers = all(type(x) is int and x >= 0 for x in (a, b, *shape))
         if not numbers or a != last or b > len(data) or b - a != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f'{path}: tensor {name} of shape {list(shape)} claims bytes {a} to {b} of {len(data)}; '
-                             'the file is cut short or corrupt')
+            raise ValueError(f'{path}: tensor {name[:80]!r} of shape {str(list(shape))[:80]} claims bytes '
+                             f'{str(a)[:20]} to {str(b)[:20]} of {len(data)}; the file is cut short or corrupt')
         flat = torch.frombuffer(bytearray(data[a:b]), dtype=dtype) if b > a else torch.empty(0, dtype=dtype)
-        out[name], last = flat.view(shape), b
+        with untrusted(path): out[name], last = flat.view(shape), b
+    if last != len(data): raise wrong(f'of {len(data)} bytes no tensor claims the last {len(data) - last}')
     return out
 
 def write_safetensors(path, tensors):
@@ -434,26 +512,37 @@ def load_checkpoint(path):
     if not os.path.exists(path):
         raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder, '
                                 f'or train first: python train.py --out_dir={path}')
-    try: saved = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    try: saved = read_pickle(path)
     except Exception as e:
         raise ValueError(f'{path}: cannot be read as a checkpoint ({first_line(e)[:100]}); '
                          'it is cut short or of another program') from None
     if not isinstance(saved, dict) or not {'model', 'config', 'model_name'} <= set(saved):
         raise ValueError(f'{path}: not a checkpoint of this trainer (it lacks model, config or model_name)')
+    for n, kind in HOLDS.items():
+        if n in saved and not isinstance(saved[n], kind):
+            raise ValueError(f'{path}: its {n!r} is a {type(saved[n]).__name__}: damaged, or of another program')
+    are_weights(saved['model'], path)
     return saved
+
+# what a checkpoint holds
+HOLDS = dict(model=dict, config=dict, model_name=str, train=dict, tokenizer=str, source=str, base=str, lora=dict,
+             optimizer=list, scaler=dict, data=dict, step=int, tokens=int, worse=int, evaluated=int,
+             train_seconds=(int, float), best=(int, float), skipped=int)
 
 def read_hf(folder):
     "a folder in the Hugging Face layout -> its config (dict) and weights (dict of tensors)"
     where = lambda name: os.path.join(folder, name)
-    try: config = json.load(open(where('config.json'), encoding='utf-8'))
-    except ValueError: raise ValueError(f'{where("config.json")}: not JSON') from None
-    read_bin = lambda path: torch.load(path, map_location='cpu', weights_only=True)
+    config = read_json(where('config.json'))
+    def read_bin(path):
+        with untrusted(path): return are_weights(read_pickle(path), path)
     for name, read in (('model.safetensors', read_safetensors), ('pytorch_model.bin', read_bin)):
         index = where(name + '.index.json')
-        if os.path.exists(index): names = sorted(set(json.load(open(index))['weight_map'].values()))
+        if os.path.exists(index):
+            with untrusted(index): names = sorted(set(read_json(index)['weight_map'].values()))
         elif os.path.exists(where(name)): names = [name]
         else: continue
-        if bad := [n for n in names if os.path.basename(n) != n or not os.path.exists(where(n))]:
+        ours = lambda n: isinstance(n, str) and os.path.basename(n) == n and os.path.exists(where(n))
+        if bad := [n for n in names if not ours(n)]:
             raise FileNotFoundError(f'{folder}: the shard {bad[0]} is missing')
         return config, {k: v for n in names for k, v in read(where(n)).items()}
     raise FileNotFoundError(f'{folder}: has a config.json but neither model.safetensors nor pytorch_model.bin')
@@ -474,44 +563,65 @@ def fingerprint(weights):
         digest.update(name.encode() + some.tobytes())
     return digest.hexdigest()
 
-def base_of(saved, path):
+def base_of(saved, path, depth=0):
     "the weights that the adapter in a checkpoint was made for"
     base = saved['train']['init_from']
-    weights = load_parts(base)[2]
+    weights = load_parts(base, depth + 1)[2]
     if saved.get('base', '') not in ('', fingerprint(weights)):
         raise ValueError(f'{path} adapts other weights than {base} now holds (a later run took its place?): find them, '
                          f'then python sample.py --init_from=BASE --lora={path}')
     return weights
 
-def load_parts(path):
+def load_parts(path, depth=0):
     "-> (model file, its Config, state dict, tokenizer or None) of an out_dir, a .pt file or a Hugging Face folder"
+    with untrusted(path): return _load_parts(path, depth)
+
+def _load_parts(path, depth):
+    if depth > 9: raise ValueError(f'{path}: adapts an adapter that adapts ... itself: give the weights of the base')
     if os.path.isdir(path) and os.path.exists(os.path.join(path, 'config.json')):
         hf, weights = read_hf(path)
         file = hf_file(hf)
+        # ALBERT's layers share their weights
+        for k, v in hf.items():
+            if 'layer' in k and isinstance(v, (int, float)) and not v <= max(200, len(weights)):
+                raise ValueError(f'{path}: config.json says {k}={v}, the weights are {len(weights)} tensors')
         for name in getattr(file, 'hf_folders', ()):  # further models of an exported one
             if os.path.exists(os.path.join(path, name, 'config.json')):
                 hf[name], more = read_hf(os.path.join(path, name))
                 weights |= {f'{name}/{k}': w for k, w in more.items()}
         try: tokenizer = bpe.load(path)
         except FileNotFoundError: tokenizer = None
-        return (file, *file.from_hf(hf, weights), tokenizer)
+        config, weights = file.from_hf(hf, weights)
+        return file, typed(file.Config, dataclasses.asdict(config), path), weights, tokenizer
     saved = load_checkpoint(path)
     file = import_model(saved['model_name'])
-    known = {f.name for f in dataclasses.fields(file.Config)}
-    if extra := set(saved['config']) - known:
-        raise ValueError(f'{path}: was made with another {saved["model_name"]}.py, whose Config has '
-                         f'{", ".join(sorted(extra))} (its text is the checkpoint\'s key "source")')
-    config = file.Config(**saved['config'])
+    config = typed(file.Config, saved['config'], path)
     if 'lora' in saved:                              # an adapter alone, which makes a plain model of its base
-        model = build_model(file, config, base_of(saved, path), path, 0, new_task=True)
+        model = build_model(file, config, base_of(saved, path, depth), path, 0, new_task=True)
         lora.load_state(model, saved['lora'], saved['model'])
-        lora.merge(model, unload=True)
+        settings = None if lora.mergeable(model) else lora.settings(model)
+        if not settings: lora.merge(model, unload=True)
         saved['model'] = model.state_dict()
+        saved['model'].adapter = settings            # one that stays beside the weights
     return file, config, saved['model'], bpe.loads(saved['tokenizer']) if saved.get('tokenizer') else None
 
+def outline(file, config, origin, most):
+    """The model on the meta device, where it takes no memory: whether it can be built, and of which shapes. At most so
+    many tensors, for a file may ask for a billion layers."""
+    left = most
+    def count(*_):
+        nonlocal left
+        left -= 1
+        if left < 0: raise ValueError(f'{origin}: the model would have more than {most:,} tensors: lower --n_layer')
+    hook = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        with untrusted(origin), torch.device('meta'): return file.Model(config)
+    finally: hook.remove()
+
 def load_weights(model, weights, origin):
-    "load strictly; a mismatch is one line"
-    try: model.load_state_dict(weights, strict=True)
+    "load strictly; a mismatch is one line. Weights with an adapter of their own (load_parts) bring it along"
+    if getattr(weights, 'adapter', None): lora.attach(model, 'default', **weights.adapter)
+    try: model.load_state_dict(weights, strict=True, assign=any(p.is_meta for p in model.parameters()))
     except RuntimeError as e:
         lines = [l.strip() for l in str(e).splitlines() if l.strip()]
         raise ValueError(f'{origin}: the weights do not fit the model: {lines[:2][-1]}') from None
@@ -520,6 +630,7 @@ def load_model(path, device='cpu'):
     """-> (model in eval mode, tokenizer or None). path: an out_dir, a .pt file, or a folder in the Hugging Face layout.
     Raises FileNotFoundError or ValueError, with one line that says what is wrong."""
     file, config, weights, tokenizer = load_parts(path)
+    load_weights(outline(file, config, path, 2 * len(weights) + 100), weights, path)
     model = file.Model(config)
     load_weights(model, weights, path)
     return model.to(device).eval(), tokenizer
@@ -574,17 +685,22 @@ def draw_curve(path, rows, title):
 PEAK = {'B200': 2250e12, 'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12,
         'RTX 3090': 71e12}
 
+# what ends a run after the step at hand
+SIGNALS = [getattr(signal, s) for s in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, s)]
+
 class Log:
     "what a person sees, metrics.jsonl, log.txt and loss.svg; silent on all ranks but the first. step < 0: a new run"
     def __init__(self, folder, on, step, send=''):
         self.on, self.folder, self.rows, self.wide, self.wandb, self.board = on, folder, [], 0, None, None
         if not on: return
         path = os.path.join(folder, 'metrics.jsonl')
-        if step >= 0 and os.path.exists(path):       # resumed: forget what a killed run wrote after its last checkpoint
-            for line in open(path, encoding='utf-8'):
-                with contextlib.suppress(ValueError): self.rows.append(json.loads(line))
-            self.rows = [r for r in self.rows if r['step'] <= step]
-        write_atomic(path, lambda f: f.write(''.join(json.dumps(r) + '\n' for r in self.rows).encode()))
+        def kept():                                  # resumed: forget what a killed run wrote after its last checkpoint
+            for line in open(path, 'rb') if step >= 0 and os.path.exists(path) else ():
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    if (row := json.loads(line))['step'] <= step:
+                        self.keep(row)
+                        yield line.rstrip() + b'\n'
+        write_atomic(path, lambda f: f.writelines(kept()))
         self.jsonl = open(path, 'a', encoding='utf-8')
         self.text = open(os.path.join(folder, 'log.txt'), 'w' if step < 0 else 'a', encoding='utf-8')
         if send == 'wandb':
@@ -599,7 +715,7 @@ class Log:
     def note(self, line):                            # log.txt alone
         if self.on: self.write(self.text, line)
     def say(self, line):                             # a line that stays
-        if self.on: print('\r\033[K' * bool(self.wide) + line, flush=True)
+        if self.on: self.write(sys.stdout, '\r\033[K' * bool(self.wide) + line)
         self.wide = 0
         self.note(line)
     def live(self, line):                            # a line that the next one replaces; off a terminal it stays
@@ -609,10 +725,15 @@ class Log:
         self.wide = 1
     def metrics(self, row):
         if not self.on: return
-        self.rows.append(row)
+        row = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}    # JSON has no NaN
+        self.keep(row)
         self.write(self.jsonl, json.dumps(row))
         if self.wandb: self.wandb.log(row, step=row['step'])
         for k, v in row.items() if self.board else (): self.board.add_scalar(k, v, row['step'])
+    def keep(self, row):                             # for the curve, which needs no more points than pixels
+        self.rows.append(row)
+        if len(self.rows) <= 4000: return
+        self.rows = [r for key in ('train_loss', 'val_loss') for r in [r for r in self.rows if key in r][1::2]]
     def curve(self, title):
         with contextlib.suppress(OSError):
             if self.on: draw_curve(os.path.join(self.folder, 'loss.svg'), self.rows, title)
@@ -627,7 +748,7 @@ def span(seconds):
 
 def note_start(log, file, config, values, folder, meta, argv, saved):
     "what log.txt begins with: the command, versions, checksums, settings and, of a new run, the scripts themselves"
-    log.note(f'#### {time.ctime()}: python train.py {" ".join(argv)}\n'
+    log.note(f'#### {time.ctime()}: python train.py {shlex.join(argv)}\n'
              f'# python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, '
              f'{platform.platform()}, git {git_revision()}\n'
              f'# data {folder}: {json.dumps(meta["sha256"])}\n'
@@ -658,13 +779,14 @@ def git_revision():
     except OSError: return 'none'
 
 def wide_products():
-    """MKL leaves AVX-512 unused on AMD, oneDNN does not: matrix products in half of the time. torch gives fp32 to oneDNN
-    only by the setting that allows bf16 inside, which oneDNN takes up on AMX alone; so a product is held against fp64."""
-    matmul = getattr(torch.backends.mkldnn, 'matmul', None)
+    """MKL leaves AVX-512 unused on AMD, oneDNN does not: matrix products in half of the time. torch gives fp32 to
+    oneDNN only by the setting that allows bf16 inside, which oneDNN takes up on AMX alone: a product is held against
+    fp64 first."""
+    matmul, a = getattr(torch.backends.mkldnn, 'matmul', None), torch.arange(512 * 512.0).sin().view(512, 512)
     with contextlib.suppress(OSError):
-        amd = 'AuthenticAMD' in open('/proc/cpuinfo').read(4000)
-        if not amd or torch.backends.cpu.get_cpu_capability() != 'AVX512' or not hasattr(matmul, 'fp32_precision'): return
-        matmul.fp32_precision, a = 'bf16', torch.arange(512 * 512.0).sin().view(512, 512)
+        wide = torch.backends.cpu.get_cpu_capability() == 'AVX512' and hasattr(matmul, 'fp32_precision')
+        if not wide or 'AuthenticAMD' not in open('/proc/cpuinfo').read(4000): return
+        matmul.fp32_precision = 'bf16'
         if ((a @ a).double() - a.double() @ a.double()).abs().max() > 1e-3: matmul.fp32_precision = 'ieee'
 
 def pick_device(name):
@@ -714,22 +836,30 @@ def main(argv=None):
     world, rank = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
     began, restarted = time.time(), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'
     if restarted and not saved and os.path.exists(os.path.join(config.out_dir, 'ckpt.pt')):
-        return main(argv + ['--resume'])             # torchrun started us again after a failure
+        with open(os.path.join(config.out_dir, 'run.json'), encoding='utf-8') as f: ran = json.load(f)
+        if (ran['argv'], ran.get('launch')) == (sys.argv, os.environ.get('TORCHELASTIC_RUN_ID')):    # no earlier run
+            return main(argv + ['--resume'])         # torchrun started us again after a failure
     distributed = 'RANK' in os.environ and 'MASTER_ADDR' in os.environ
     if distributed: dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo')
-    handlers, stop = {}, []
+    handlers, stop, status = {}, [], 0
     def ask_to_stop(number, frame):
-        "the first signal ends the run after this step, the second one at once"
-        if stop: raise KeyboardInterrupt
-        stop.append(number)
+        "the first signal ends the run after this step, a later one at once; a launcher repeats what all were sent"
+        if stop and time.time() > stop[1] + 1: raise KeyboardInterrupt
+        stop[:] = stop or [number, time.time()]
     def listen():
         with contextlib.suppress(ValueError):        # not in the main thread: the caller keeps its handlers
-            for s in (signal.SIGINT, signal.SIGTERM): handlers[s] = signal.signal(s, ask_to_stop)
+            for s in SIGNALS:                        # nohup's SIGHUP stays ignored
+                if s != getattr(signal, 'SIGHUP', 0) or signal.getsignal(s) != signal.SIG_IGN:
+                    handlers[s] = signal.signal(s, ask_to_stop)
         return stop
     try: result = run(config, file, values, flags, changed, saved, argv, device, world, rank, listen, began)
+    except SystemExit as e: status = e.code
     finally:
         for s, h in handlers.items(): signal.signal(s, h)
-        if distributed: dist.destroy_process_group()
+    # after run's frames are gone, never while an error holds them: DDP's part of the group then ends under the
+    # interpreter's lock and may wait for ever
+    if distributed: dist.destroy_process_group()
+    if status: raise SystemExit(status)
     if not config.baseline: return result
     anew = ['--baseline=false', '--resume=false', '--new_weights', f'--out_dir={config.out_dir}-new']
     result['baseline'] = other = main(argv + anew)
@@ -743,7 +873,12 @@ def open_data(config, file, flags, saved, origin, tokenizer):
     if tokenizer and 'tokenizer' not in flags:       # prepare the text with it; finds what an earlier run has prepared
         with tempfile.TemporaryDirectory() as tmp:
             tokenizer.save(os.path.join(tmp, 'tokenizer.json'))
-            folder = text.resolve(config.data, os.path.join(tmp, 'tokenizer.json'), 0)
+            try: folder = text.resolve(config.data, os.path.join(tmp, 'tokenizer.json'), 0)
+            except ValueError as e:
+                if tmp not in str(e): raise
+                raise ValueError(f'{str(e).split(", asked")[0]}, {origin} was trained with {tokenizer.name} '
+                                 f'({tokenizer.vocab_size}): pass the text itself as --data to prepare it again'
+                                 ) from None
     else: folder = text.resolve(config.data, config.tokenizer, flags.get('vocab_size', 0))
     meta = text.open_meta(folder)
     name = meta['tokenizer']                         # a file of the folder, or a tokenizer's name
@@ -753,6 +888,9 @@ def open_data(config, file, flags, saved, origin, tokenizer):
         if tokenizer is None and in_folder: raise
         own = tokenizer
         if own is None: print(f'no tokenizer {name} ({e}): no bits per byte and no sample', file=sys.stderr)
+    if in_folder and own.vocab_size != meta['vocab_size']:
+        raise ValueError(f'{folder}: meta.json says {meta["vocab_size"]} ids, {name} has {own.vocab_size}: '
+                         f'delete {folder} and prepare it again')
     if tokenizer and own and own.dumps() != tokenizer.dumps():
         raise ValueError(f'{config.data} is prepared with the tokenizer {own.name} ({own.vocab_size} ids), '
                          f'{origin} was trained with {tokenizer.name} ({tokenizer.vocab_size}): '
@@ -773,6 +911,10 @@ def open_weights(config, file, flags, values, saved):
         return file, values, weights, tokenizer, config.out_dir
     if config.init_from in ('', 'scratch'): return file, values, None, None, ''
     source, given, weights, tokenizer = load_parts(config.init_from)
+    if getattr(weights, 'adapter', None):
+        raise ValueError(f'--init_from={config.init_from} is an adapter ({weights.adapter["kind"]}) that no '
+                         f'plain weights can hold: --resume --out_dir={config.init_from} goes on with it, '
+                         'or start from its base')
     if source is not file and 'model' in flags:
         raise ValueError(f'--init_from={config.init_from} holds a model of {source.__name__}.py, '
                          f'not of --model={config.model}')
@@ -794,8 +936,13 @@ def fields_from_data(file, meta, tokenizer, fixed):
 def build_model(file, mconfig, weights, origin, seed, new_task=False):
     """A model on the CPU: the same first weights on every device and rank. new_task: heads that the weights lack keep
     their first weights, heads that the model lacks are left out; the caller says which."""
-    torch.manual_seed(seed)
-    model = file.Model(mconfig)
+    model = outline(file, mconfig, origin or 'a model of these sizes',
+                    30_000 if weights is None else 2 * len(weights) + 100)
+    need = 4 * sum(p.numel() for p in model.parameters())
+    have = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if need > have:
+        raise ValueError(f'{need / 4e9:,.1f} G parameters take {need / 1e9:,.0f} GB, this machine has '
+                         f'{have / 1e9:,.0f} GB of memory: lower --n_embd, --n_layer or the size of the vocabulary')
     if weights is not None:
         own, block = model.state_dict(), getattr(mconfig, 'block_size', 0)
         for k, w in weights.items():                 # a lowered block_size keeps the first positions
@@ -805,8 +952,11 @@ def build_model(file, mconfig, weights, origin, seed, new_task=False):
             head = lambda k: hasattr(model, 'depth_of') and model.depth_of(k) > mconfig.n_layer
             fits = lambda k, w: k in own and (w.shape == own[k].shape or not head(k))
             kept = {k: w for k, w in own.items() if head(k)}                  # a body that lacks a layer is refused
-            weights = {**kept, **{k: w for k, w in weights.items() if fits(k, w)}}
-        load_weights(model, weights, origin)
+            weights = {k: w for k, w in weights.items() if fits(k, w)}
+        load_weights(model, {**(kept if new_task else {}), **weights}, origin)            # on meta: do they fit?
+    torch.manual_seed(seed)
+    model = file.Model(mconfig)
+    if weights is not None: model.load_state_dict(weights, strict=False)
     return model
 
 def make_room(out, resumed):
@@ -819,7 +969,7 @@ def make_room(out, resumed):
         os.makedirs(out, exist_ok=True)
         for name in os.listdir(out):                 # of a run that was killed while it wrote
             if name.endswith('.tmp'): os.remove(os.path.join(out, name))
-        about = json.dumps(dict(pid=os.getpid(), argv=sys.argv)).encode()
+        about = json.dumps(dict(pid=os.getpid(), argv=sys.argv, launch=os.environ.get('TORCHELASTIC_RUN_ID'))).encode()
         write_atomic(os.path.join(out, 'run.json'), lambda f: f.write(about))
     except OSError as e: raise OSError(f'--out_dir={out} cannot be written ({e.strerror}): choose another') from None
 
@@ -941,11 +1091,23 @@ def save_checkpoint(path, model, optimizers, rank, **state):
         if rank == 0: write_atomic(path, lambda f: torch.save(data, f))
     except RuntimeError as e: raise OSError(first_line(e)) from None       # torch's writer reports a full disk so
 
-def restore(optimizers, model, states):
+def restore(optimizers, model, states, origin):
     named = dict(model.named_parameters())
+    say = lambda why: ValueError(f'{origin}: its optimizer state does not fit ({why}): leave --optimizer as it was, '
+                                 f'or start a new run with --init_from={origin}')
+    if len(states) != len(optimizers): raise say(f'of {len(states)} optimizers, this run has {len(optimizers)}')
     for opt, saved in zip(optimizers, states):
-        for name, state in saved.items():
-            p = named[name]
+        own = {p for group in opt.param_groups for p in group['params']}
+        for name, state in saved.items() if isinstance(saved, dict) else [('', saved)]:
+            p = named.get(name)
+            if p not in own or not isinstance(state, dict): raise say(f'it is not of parameter {str(name)[:80]!r}')
+            row, column = (*p.shape[:-1], 1), (*p.shape[:-2], 1, *p.shape[-1:])
+            parts = [dict(step=(), exp_avg=p.shape, exp_avg_sq=p.shape)]
+            if type(opt) is Muon: parts = [dict(momentum_buffer=p.shape)]
+            if type(opt) is torch.optim.Adafactor:
+                parts = [dict(step=(), variance=p.shape), dict(step=(), row_var=row, col_var=column)]
+            if {k: getattr(v, 'shape', None) for k, v in state.items()} not in parts:
+                raise say(f'of {name} it has {", ".join(map(str, state))} in other shapes than {tuple(p.shape)}')
             place = lambda v: like(v, p) if v.shape == p.shape else v
             opt.state[p] = {k: place(v.to(p.device).clone()) for k, v in state.items()}
 
@@ -987,19 +1149,21 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     train_set = training(meta, config.seed, encode, config.mix_cap, config.mix_temperature)
     val_sets = validation(meta, config.seed, encode)
     feed = Feed(file, mconfig, train_set, device, tokenizer)
-    base = fingerprint(weights) if config.lora_rank and weights is not None else ''
+    base = fingerprint(weights) if config.adapter and weights is not None else ''
     model = build_model(file, mconfig, weights, origin, config.seed, new_task)
     anew = lambda k, w: k not in weights or w.shape != weights[k].shape
     heads = sorted({k.split('.')[0] for k, w in model.state_dict().items() if anew(k, w)}) if new_task else []
-    if config.lora_rank:                             # before .to(device): the same first numbers everywhere
+    if config.adapter:                               # before .to(device): the same first numbers everywhere
         if weights is None:
-            raise ValueError('--lora_rank needs weights to adapt: '
+            flag = 'lora_rank' if config.adapter == 'lora' else f'adapter={config.adapter}'
+            raise ValueError(f'--{flag} needs weights to adapt: '
                              'give --init_from=OUT_DIR, a .pt file or a Hugging Face folder')
         if config.shard:
-            raise ValueError('--lora_rank does not shard: leave out --shard, and hold the base with --lora_bits=8')
+            raise ValueError('adapters do not shard: leave out --shard, and hold the base with --lora_bits=8')
         if saved: lora.load_state(model, saved['lora'], saved['model'])
-        else: lora.wrap(model, config.lora_rank, config.lora_alpha, config.lora_match, config.lora_dropout,
-                        config.rslora, config.dora, train=','.join(heads))
+        else: adapters.wrap(model, config, ','.join(heads))
+        if config.lora_bits not in (0, 8, 16):
+            raise ValueError(f'--lora_bits={config.lora_bits}: expected 8 (int8), 16 (bf16) or 0, the base as it is')
         if config.lora_bits: lora.hold(model, config.lora_bits)
     if config.shard and values.get('generator_steps'):
         raise ValueError('--shard and --generator_steps do not go together: '
@@ -1024,7 +1188,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         common = statistics.mode(e['label'] for e in train_set.examples)
         floor = metrics.compute(meta['metric'], [common] * len(evaluation.truth), evaluation.truth)
     make_optimizers(model, config, device)           # flags that do not fit are refused before files are touched
-    if config.export_hf and not config.lora_rank:
+    if config.export_hf and not config.adapter:
         try: file.to_hf(model)
         except ValueError as e:
             raise ValueError(f'--export_hf: {e}; leave it out, or take a published preset') from None
@@ -1035,6 +1199,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if rank == 0 and tokenizer and not saved:        # so that --tokenizer=OUT_DIR prepares further data
         write_atomic(os.path.join(config.out_dir, 'tokenizer.json'), lambda f: f.write(tokenizer.dumps().encode()))
     start = saved or dict(step=0, tokens=0, train_seconds=0.0, best=-math.inf, worse=0, evaluated=-1)
+    skipped = start.get('skipped', 0)                # updates that --skip_nonfinite left out
     step, tokens, seconds, best, worse, evaluated = (
         start[k] for k in ('step', 'tokens', 'train_seconds', 'best', 'worse', 'evaluated'))
     log = Log(config.out_dir, rank == 0, step if saved else -1, config.log_to)
@@ -1071,8 +1236,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         return ddp() if world > 1 and not config.shard else fast, optimizers
     new_stage = stage(step)
     net, optimizers = distribute()
-    if saved: scaler.load_state_dict(saved['scaler'])
-    if saved and not new_stage: restore(optimizers, model, saved['optimizer'])
+    if saved and saved['scaler']: scaler.load_state_dict(saved['scaler'])
+    if saved and not new_stage: restore(optimizers, model, saved['optimizer'], config.out_dir)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trained < n_params: log.say(f'{trained:,} of {n_params:,} weights are trained ({trained / n_params:.2%})')
     if compiled or device.type == 'cuda':            # off the clock; it changes no state
@@ -1092,6 +1257,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     sync = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
     def save(name):
         state = dict(step=step, tokens=tokens, train_seconds=seconds, best=best, worse=worse, evaluated=evaluated,
+                     skipped=skipped,
                      config=values, train=dataclasses.asdict(config), scaler=scaler.state_dict(), data=meta['sha256'],
                      model_name=file.__name__, source=open(file.__file__, encoding='utf-8').read(),
                      tokenizer=tokenizer.dumps() if tokenizer else '', base=base)
@@ -1108,22 +1274,26 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         rows = feed.by_length(rows).reshape(pool, -1)[order[step % pool]]
         rows = rows[rank::world] if len(feed.lengths) else rows[rank * share:(rank + 1) * share]
         micros = [feed.arrays(rows[a:a + micro]) for a in range(0, share, micro)]
-        wants = [*np.sum([feed.count(*m) for m in micros], 0), sum(stop[:1]), 0 < config.time_limit <= seconds]
-        wants = torch.tensor(wants, dtype=torch.float64)
+        counts, asked = np.sum([feed.count(*m) for m in micros], 0), [s in stop[:1] for s in SIGNALS]
+        wants, n = torch.tensor([*counts, *asked, 0 < config.time_limit <= seconds], dtype=torch.float64), len(counts)
         if world > 1: dist.all_reduce(wants)         # on the host: the device does not wait
-        return [feed.send(m) for m in micros], wants[:-2].float().to(device), int(wants[-2]), wants[-1] > 0
+        asked = [s for s, ranks in zip(SIGNALS, wants[n:]) if ranks] or [0]
+        return [feed.send(m) for m in micros], wants[:n].float().to(device), asked[0], wants[-1] > 0
     def check():
         "stop before a bad state is saved or evaluated"
+        if world > 1: dist.all_reduce(first_bad, dist.ReduceOp.MAX)       # the loss is each rank's own
         if (bad := int(first_bad)) < 0: return
         lr, last = config.learning_rate * lr_at(bad, config), f'{config.out_dir}/ckpt.pt of step {saved_at}'
         raise FloatingPointError(
             f'the loss or gradient of step {bad} is not finite (learning rate {lr:.3g}); '
             f'the last good checkpoint is {last if saved_at >= 0 else "none"}: '
-            'lower --learning_rate or raise --warmup_iters' + ' and --resume' * (saved_at >= 0))
+            'lower --learning_rate or raise --warmup_iters' + ' and --resume' * (saved_at >= 0)
+            + f' ({skipped} updates were skipped)' * bool(skipped))
 
     # ---- the loop: `step` updates have been made
     first_bad, sums, row = torch.tensor(-1, device=device), None, {}
-    saved_at, mark = step if saved else -1, (step, seconds)
+    saved_at, mark = step if saved else -1, (step, seconds, skipped)
+    recent, in_row = [], 0                           # logged losses; steps in a row that were not finite
     if device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
     model.train()
     stop, clock = listen(), time.perf_counter()
@@ -1140,7 +1310,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             sums = sums.cpu()
             if world > 1: dist.all_reduce(sums)
             n, spent = step - mark[0], seconds - mark[1]
-            mean, *others = (sums / n).tolist()
+            mean, *others = (sums / (n - skipped + mark[2])).tolist()
             others = feed.summary(dict(zip(sorted(stats), others)))
             means = {'train_loss': mean, **{'train_' + k: v for k, v in others.items()}}
             rate, eta = n * config.batch_size * tokens_per_row / spent, (config.max_iters - step) * spent / n
@@ -1149,12 +1319,16 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                         lr=config.learning_rate * lr_at(step - 1, config), grad_norm=norm.item(),
                         tokens_per_second=round(rate, 1), peak_memory_mb=round(memory, 1))
             if flops and peak: line['mfu'] = flops * n * config.batch_size / spent / peak / world
+            if skipped: line['skipped'] = skipped
             log.metrics(line)
             mfu = f' | mfu {line["mfu"]:.1%}' if 'mfu' in line else ''
             left = min(eta, config.time_limit - seconds) if config.time_limit else eta
             log.live(f'step {step}/{config.max_iters} | loss {means["train_loss"]:.4f} | {rate / 1e3:,.1f}k tokens/s'
                      f'{mfu} | {memory / 1024:.2f} GB | {span(left)} left')
-            sums, mark = None, (step, seconds)
+            usual, spread = statistics.mean(recent or [mean]), statistics.pstdev(recent or [mean])
+            if len(recent) >= 10 and mean > usual + max(5 * spread, 0.1 * abs(usual)):
+                log.say(f'step {step}: the loss jumped to {mean:.4f}, from a recent mean of {usual:.4f}')
+            sums, mark, recent = None, (step, seconds, skipped), recent[-49:] + [mean]
         # ---- evaluate
         if look:
             row, evaluated = evaluation(fast, model, autocast), step
@@ -1168,7 +1342,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                 save('best.pt')
                 if rank == 0 and evaluation.predictions:
                     lines = ''.join(json.dumps(p) + '\n' for p in evaluation.predictions).encode()
-                    write_atomic(os.path.join(config.out_dir, 'predictions.jsonl'), lambda f: f.write(lines))
+                    with contextlib.suppress(OSError):     # a full disk must not end the run
+                        write_atomic(os.path.join(config.out_dir, 'predictions.jsonl'), lambda f: f.write(lines))
             done = done or row['val_loss'] <= config.target_val_loss or 0 < config.patience <= worse
             keep = keep or done and saved_at != step
             log.curve(f'{file.__name__} {config.preset}')
@@ -1177,7 +1352,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         if look or keep: clock = time.perf_counter()
         if done: break
         # ---- one optimizer step: the gradient of (sum of all losses) / (number of all targets)
-        if stage(step): (net, optimizers), best, worse = distribute(), -math.inf, 0    # the loss is another one now
+        if stage(step):                              # the loss is another one now
+            (net, optimizers), best, worse, recent = distribute(), -math.inf, 0, []
         for group in (g for opt in optimizers for g in opt.param_groups):
             group['lr'] = group['peak'] * lr_at(step, config) * (step >= group['start'])
         for i, arrays in enumerate(micros):
@@ -1188,14 +1364,22 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                 with autocast(): loss, stats = net(*arrays, totals=totals)
                 scaler.scale(loss * world).backward()          # DDP and FSDP average over the ranks
             parts = torch.stack([loss.detach().float(), *(stats[k].float() for k in sorted(stats))])
-            sums = parts if sums is None else sums + parts
+            now = now + parts if i else parts
         for opt in optimizers if scaler.is_enabled() else (): scaler.unscale_(opt)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
         norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
-        bad = ~(torch.isfinite(sums[0]) & (torch.isfinite(norm) if not scaler.is_enabled() else True))
-        first_bad = torch.where(bad & (first_bad < 0), step, first_bad)
-        if device.type == 'cpu': check()
-        for opt in optimizers: scaler.step(opt)
+        bad = ~(torch.isfinite(now[0]) & (torch.isfinite(norm) if not scaler.is_enabled() else True))
+        if config.skip_nonfinite:                    # on all ranks alike; the host waits for the device
+            if world > 1: dist.all_reduce(bad := bad.int(), dist.ReduceOp.MAX)
+            in_row = in_row + 1 if bad else 0
+            skipped += bool(in_row)
+            if in_row: log.say(f'step {step}: the loss or gradient is not finite, no update ({skipped} skipped so far)')
+        if in_row == 10 or not config.skip_nonfinite:
+            first_bad = torch.where((bad > 0) & (first_bad < 0), step, first_bad)
+            if device.type == 'cpu' or in_row: check()
+        if not in_row:
+            sums = now if sums is None else sums + now
+            for opt in optimizers: scaler.step(opt)
         scaler.update()
         for opt in optimizers: opt.zero_grad(set_to_none=True)
         step, tokens = step + 1, tokens + config.batch_size * tokens_per_row
@@ -1210,7 +1394,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if signalled:
         log.say(f'{signal.Signals(signalled).name}: saved step {step}. To go on: {again}')
         raise SystemExit(128 + signalled)
-    if config.lora_rank:                             # the adapter as peft's files, and, if asked for, in a plain model
+    if config.adapter:                               # the adapter as peft's files, and, if asked for, in a plain model
         if rank == 0: lora.save(model, config.out_dir)
         if config.merge or config.export_hf: lora.merge(model, unload=True)
         if config.merge: save('merged.pt')
@@ -1235,17 +1419,30 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if world > 1: dist.barrier()
     return final
 
+def out_of_memory(e):
+    "whether an error is lack of memory, of a GPU or the machine: torch has one type for the first alone"
+    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or any(
+        s in str(e) for s in ("can't allocate memory", 'CUBLAS_STATUS_ALLOC_FAILED', 'CUDA error: out of memory'))
+
 def cli():
     "main for the shell: a user's mistake is one line and a non-zero exit status"
     try: main()
-    except KeyboardInterrupt: sys.exit('\nstopped')
-    except torch.OutOfMemoryError as e:
-        error = (f'out of memory ({first_line(e)}); lower --micro_batch_size (the training stays the same) '
-                 'or --block_size, or add --checkpoint_activations')
-    except (ValueError, OSError, FloatingPointError) as e: error = ' '.join(str(e).split()) or type(e).__name__
-    else: return
-    if os.environ.get('TRACEBACK'): traceback.print_exc()
-    print(f'\nerror: {error}', file=sys.stderr, flush=True)
-    os._exit(1) if 'RANK' in os.environ else sys.exit(1)       # other ranks may wait for us in a collective
+    except (Exception, KeyboardInterrupt) as e:
+        ranks, error = 'RANK' in os.environ, ''
+        if isinstance(e, KeyboardInterrupt): error = 'stopped'
+        elif out_of_memory(e):
+            error = (f'error: out of memory ({first_line(e)[:200]}); lower --micro_batch_size (the training stays the '
+                     'same) or --block_size, or add --checkpoint_activations')
+        elif isinstance(e, (ValueError, OSError, FloatingPointError)):
+            error = 'error: ' + (' '.join(str(e).split()) or type(e).__name__)
+        elif ranks and isinstance(e, RuntimeError) and re.search('gloo|nccl|tcpstore', str(e), re.I):
+            error = (f'error: rank {os.environ["RANK"]} lost the others ({first_line(e)[:150]}): one was killed, or '
+                     'says itself what is wrong; --resume goes on from the last checkpoint')
+        if not error and not ranks: raise
+        if not error or os.environ.get('TRACEBACK'): traceback.print_exc()
+        print(f'\n{error}', file=sys.stderr, flush=True)
+        os._exit(1) if ranks else sys.exit(1)        # other ranks may wait for us in a collective
 
-if __name__ == '__main__': cli()
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli()

@@ -75,6 +75,10 @@ def download(url, path, sha256='', max_bytes=0):
                 try:
                     have, total = receive(url, f, max_bytes)
                     problem = f'the connection closed after {have:,} of {total:,} bytes'
+                except ValueError as e:
+                    if isinstance(e, UnicodeError) or 'invalid literal' in str(e):
+                        raise ValueError(f'{url}: the server says a size that is no number: {by_hand}') from None
+                    raise
                 except (OSError, http.client.HTTPException) as e:
                     if isinstance(e, OSError) and e.errno == errno.ENOSPC: raise
                     problem = (f'{e.code} {e.reason}' if isinstance(e, urllib.error.HTTPError)

@@ -19,16 +19,17 @@ def pages(path):
     try:
         with tarfile.open(path, 'r|') as outer:
             for inner in outer:
-                if not inner.name.endswith('.xz'):
+                if not inner.name.endswith('.xz') or not inner.isfile():
                     continue
                 with lzma.open(outer.extractfile(inner)) as unpacked, \
                         tarfile.open(fileobj=unpacked, mode='r|') as archive:
                     for page in archive:
-                        if page.name.endswith('.txt') and page.isfile():
+                        if page.name.endswith('.txt') and page.isfile() and page.size < text.LINE:
                             yield re.sub(r'\n{3,}', '\n\n',
                                          archive.extractfile(page).read().decode('utf-8', 'replace')).strip()
-    except (tarfile.TarError, lzma.LZMAError, EOFError) as e:
-        raise ValueError(f'{path}: broken or truncated archive ({e}); delete it and fetch it again') from None
+    except (tarfile.TarError, lzma.LZMAError, EOFError, UnicodeError, OverflowError) as e:
+        raise ValueError(f'{path}: broken or truncated archive ({" ".join(str(e).split())}); '
+                         'delete it and fetch it again') from None
 
 def prepare(tokenizer='gpt2', vocab_size=8192, source='', out='', subsets=0):
     "subsets: how many of the 21 archives; 0 takes the folder that is there, or all of them when there is none"

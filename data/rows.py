@@ -13,11 +13,11 @@ by place, never stored), and starts at an offset of its own, so that windows are
 `training` and `validation` open what --data names: one folder, or a mixture of several (T5, Raffel et al. 2020, section
 3.5.2).
 """
-import json, math, os
+import math, os
 
 import numpy as np
 
-from data import text
+from data import supervised, text
 
 def mix(x):                                          # SplitMix64's output function (Steele et al. 2014), on uint64
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
@@ -72,8 +72,10 @@ class Corpus:
         self.tokens_per_row, self.length, self.overlap, self.items, self.examples = 0, 0, 0, [], []
         if self.kind == 'text': self.shards = text.tokens(folder, split)
         else:
-            with open(os.path.join(folder, split + '.jsonl'), encoding='utf-8') as f:
-                self.examples = [json.loads(line) for line in f]
+            path, labels = os.path.join(folder, split + '.jsonl'), meta.get('labels')
+            for number, row in text.read_jsonl(path):
+                supervised.check_stored(row, self.kind, labels, path, number)
+                self.examples.append(row)
             self.items = [dict(row, index=i) for i, example in enumerate(self.examples) for row in encode(example)]
             if not self.items: raise ValueError(f'{folder}/{split}.jsonl holds no examples')
             self.tokens_per_row = round(sum(map(tokens_in, self.items)) / len(self.items))

@@ -75,6 +75,14 @@ def check(row, kind, path, number):
                   'with that text at that place of the context')
     return new | {'answers': [{'text': a['text'], 'answer_start': a['answer_start']} for a in answers]}
 
+def check_stored(row, kind, labels, path, number):
+    "an example of a prepared folder, where a class is its place among the labels: ValueError if it can not be one"
+    check(row, kind, path, number)
+    found = row['tags'] if kind == 'tagged' else [row['label']] if kind == 'labelled' and labels else []
+    if odd := [x for x in found if type(x) is not int or not 0 <= x < len(labels or ())]:
+        raise ValueError(f'{path} line {number}: the class {str(odd[0])[:40]!r}; expected a place among the '
+                         f'{len(labels or ())} labels of meta.json: prepare the data again')
+
 def is_number(x):                                        # one that fp32 holds: not NaN, not Infinity, not True
     return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e38
 

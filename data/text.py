@@ -21,7 +21,7 @@ and renamed when it is whole; whoever comes second waits and finds it.
     python data/text.py books/ --tokenizer=gpt2 --out=data/books
 """
 import argparse, codecs, collections, concurrent.futures, contextlib, difflib, functools, glob, gzip, hashlib, importlib
-import inspect, json, multiprocessing, os, re, shutil, signal, sys, zlib
+import inspect, json, multiprocessing, os, re, shutil, signal, sys, zipfile, zlib
 
 import numpy as np
 try: import fcntl
@@ -34,6 +34,7 @@ from data import supervised
 from data.download import Progress, checksum, download
 
 PIECE = 1 << 20                                          # characters encoded at once
+LINE = 64 << 20                                          # bytes of a line of .jsonl, which is held whole
 SAMPLE = 64 << 20                                        # a vocabulary is trained on this much text, spread evenly
 EOT = '<|endoftext|>'
 BUILT_IN = ('bpe', 'char', 'byte', 'gpt2')
@@ -91,6 +92,8 @@ def reading(path):
                          f'convert it, like iconv -f latin1 -t utf-8 {path} > new.txt') from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise ValueError(f'{path}: broken or truncated .gz ({e}): get the file again') from None
+    except (zipfile.BadZipFile, KeyError) as e:          # KeyError: no such member
+        raise ValueError(f'{path}: a broken .zip, or of something else ({e}): get the file again') from None
 
 def cut(text):
     "where a long text is cut: between lines that end and begin in ink, as every pre-tokenizer cuts there by itself"
@@ -129,7 +132,9 @@ def read_file(path):
 def read_jsonl(path):
     "a .jsonl file -> (line number, dict)"
     with reading(path), open_binary(path) as f:
-        for number, line in enumerate(f, 1):
+        for number, line in enumerate(iter(lambda: f.readline(LINE), b''), 1):
+            if len(line) == LINE:
+                raise ValueError(f'{path} line {number}: longer than {LINE >> 20} MB; expected an example on each line')
             if not line.strip(): continue
             try: row = json.loads(line)
             except UnicodeDecodeError: raise
@@ -378,6 +383,22 @@ def write_examples(folder, kind, train, val=None, tokenizer='bpe', vocab_size=81
 
 # --------------------------------------------------------------------------------------------- opening what is prepared
 
+is_name = lambda x: isinstance(x, str) and x != '' and os.path.basename(x) == x and x not in ('.', '..')
+is_count = lambda x: type(x) is int and 0 <= x < 1 << 53
+is_list = lambda fits: lambda x: isinstance(x, list) and all(map(fits, x))
+is_str = lambda x: isinstance(x, str)
+# what meta.json may say: it may come from anywhere, and names in it become paths
+META = dict({n: is_count for n in ('vocab_size', *(f'{s}_{n}' for s in ('train', 'val')
+                                                  for n in ('tokens', 'bytes', 'documents', 'examples')))},
+            dtype=lambda x: x in ('uint16', 'uint32'), tokenizer=is_name, name=is_name, source=is_str,
+            metric=lambda x: x is None or is_str(x), eot=lambda x: x is None or is_count(x),
+            labels=lambda x: x is None or is_list(is_str)(x), more_val=is_list(is_name),
+            special=lambda x: isinstance(x, dict) and all(map(is_count, x.values())),
+            sha256=lambda x: isinstance(x, dict) and all(map(is_name, x)) and all(map(is_str, x.values())))
+
+def first_words(error):
+    return ' '.join(str(error).split())[:100]
+
 def shard_files(folder, split):
     return sorted(p for p in glob.glob(os.path.join(glob.escape(folder), '*.bin'))
                   if re.search(rf'_{split}(_\d+)?\.bin$', p))
@@ -421,28 +442,35 @@ def open_meta(folder, check=False, quick=False):
         meta = shard_meta(folder)
     else:
         try:
-            with open(path) as f: meta = json.load(f)
+            with open(path, encoding='utf-8') as f: meta = json.load(f)
             wanted = {'kind', 'version', 'tokenizer', 'name', 'vocab_size', 'sha256'}
             if meta.get('kind') == 'text': wanted |= {'dtype', 'train_tokens', 'val_tokens'}
             missing = sorted(wanted - meta.keys())
-        except (ValueError, AttributeError) as e:
-            raise ValueError(f'{path}: not readable as JSON ({e}): {again}') from None
-        if missing or meta['version'] != 1 or meta['kind'] not in supervised.COLUMNS:
+            end = 'bin' if meta.get('kind') == 'text' else 'jsonl'
+            if not missing and meta['kind'] in list(supervised.COLUMNS):
+                missing = [n for n in (f'train.{end}', f'val.{end}') if n not in meta['sha256']]
+        except (ValueError, AttributeError, RecursionError, TypeError) as e:
+            raise ValueError(f'{path}: not readable as JSON ({first_words(e)}): {again}') from None
+        if missing or meta['version'] != 1 or meta['kind'] not in list(supervised.COLUMNS):
             found = f'no {", ".join(missing)}' if missing else f'version {meta["version"]}, kind {meta["kind"]!r}'
             raise ValueError(f'{path}: {found}; expected version 1 and a kind of {", ".join(supervised.COLUMNS)}: '
+                             f'{again}')
+        if wrong := next((n for n, fits in META.items() if n in meta and not fits(meta[n])), ''):
+            raise ValueError(f'{path}: its {wrong!r} is {json.dumps(meta[wrong])[:60]}, which no prepared folder has: '
                              f'{again}')
         meta['folder'] = folder
         for name, digest in meta['sha256'].items():
             path = os.path.join(folder, name)
             if not os.path.exists(path): raise FileNotFoundError(f'{path}: missing, though meta.json lists it: {again}')
             if name.endswith('.bin'):
-                n, size = meta[name[:-4] + '_tokens'], os.path.getsize(path)
-                want = n * np.dtype(meta['dtype']).itemsize
+                n, size = meta.get(name[:-4] + '_tokens', 0), os.path.getsize(path)
+                want = n * np.dtype(meta.get('dtype', 'uint16')).itemsize
                 if size != want:
                     raise ValueError(f'{path}: {size:,} bytes, meta.json says {want:,} '
                                      f'({n:,} tokens of {meta["dtype"]}), '
                                      f'so it is {"truncated" if size < want else "another file"}: {again}')
-            if (check or name == 'tokenizer.json') and checksum(path) != digest:
+            small = name == 'tokenizer.json' or name.endswith('.jsonl') and os.path.getsize(path) <= SAMPLE
+            if (check or small and not quick or name == 'tokenizer.json') and checksum(path) != digest:
                 raise ValueError(f'{path}: not the file that meta.json was written for (its checksum differs): {again}')
     if meta['kind'] == 'text' and not quick:
         for ids in tokens(meta, 'train') + tokens(meta, 'val'):
@@ -578,8 +606,8 @@ def prepare(source, tokenizer='bpe', vocab_size=8192, out=''):
         known = {column for sets in supervised.COLUMNS.values() for one in sets for column in one}
         for column in set(row) - known if kind == 'text' else ():          # a misspelt label would mean another kind
             if like := difflib.get_close_matches(column, known - {'text'}, 1, 0.7):
-                print(f'{path}: the column "{column}" is not used; did you mean "{like[0]}"? As it is, "text" alone is learned',
-                      file=sys.stderr)
+                print(f'{path}: the column "{column}" is not used; did you mean "{like[0]}"? '
+                      'As it is, "text" alone is learned', file=sys.stderr)
         if not kind:
             raise ValueError(f'{path} line {number}: the columns are {supervised.columns(row)}; expected '
                              + ', or '.join(' and '.join(f'"{c}"' for c in s)

@@ -44,7 +44,8 @@ def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='2'):
             path = text.fetch('wikitext-103-v1.zip', URL_103, 'wikitext', source, SHA256_103, max_bytes=1 << 28)
             total = 541_000_000
             def read(i):                                 # out of the archive, nothing is unpacked
-                with zipfile.ZipFile(path) as z, z.open(f'wikitext-103/wiki.{("train", "valid")[i]}.tokens') as f:
+                name = f'wikitext-103/wiki.{("train", "valid")[i]}.tokens'
+                with text.reading(path), zipfile.ZipFile(path) as z, z.open(name) as f:
                     yield from articles(io.TextIOWrapper(f, 'utf-8', newline='\n'))
         return text.write_text(folder, lambda: read(0), lambda: read(1), total=total, source=f'WikiText-{task}',
                                **tokenizing)

@@ -1,28 +1,34 @@
 """Speed, side by side: ours and its peers in one run, interleaved A B A B, as medians, spreads and ratios.
 
-    python tests/bench.py bert --size=small            # also gpt, t5, electra, lora: a training step beside transformers'
-    python tests/bench.py gpt --device=cuda --size=gpt2 --compile
-    python tests/bench.py sample                       # decoding with and without a cache beside transformers' generate
-    python tests/bench.py bpe                          # training, encoding, preparing beside tokenizers and tiktoken
-    python tests/bench.py data                         # the data path alone (windows, masks, spans), and start-up
-    python tests/bench.py speedrun --seeds=5 -- --preset=speedrun-cpu --data=shakespeare --target_val_loss=1.88
-    python tests/bench.py scaling                      # tokens/s and memory against T, B, L; a Chinchilla fit (about 10 minutes)
-    python tests/bench.py all --size=tiny              # all but the last two, in a few minutes: does it work?
+    python tests/bench.py bert              # also gpt, t5, electra, lora: a training step beside transformers'
+    python tests/bench.py gpt --device=cuda --size=gpt2    # --size takes several: --size=tiny,wide
+    python tests/bench.py sample            # decoding with and without a cache beside transformers' generate
+    python tests/bench.py memory            # peaks, with and without checkpointed activations
+    python tests/bench.py parity            # the logits beside transformers', on this device
+    python tests/bench.py bpe               # training, encoding, preparing beside tokenizers and tiktoken
+    python tests/bench.py data              # the data path alone: windows, masks, spans
+    python tests/bench.py start             # train.py --help, and its first step
+    python tests/bench.py all --device=cuda # all of these; a row that fails says so and leaves the others
+    python tests/bench.py scaling           # against T, B, L, ranks; a Chinchilla fit: about 8 minutes (--quick: one)
+    python tests/bench.py speedrun --seeds=5 -- python train.py --preset=speedrun-cpu --data=shakespeare \\
+        --target_val_loss=1.88
 
-The sides of a race are processes of their own, which take turns: each has its own peak of memory and its own time to the first
-step (from the start of the process, imports included). Both sides of a training step have the same shapes, dtype, batch, first
-weights and fused AdamW, and train.py's settings of memory and TF32; their first losses must agree, else the row says DIFFERS.
-The side "defaults" is transformers as people run it: torch's default AdamW and settings. --compile compiles both, and races
-transformers without it too. Tokens of a step are all that go in. A ratio over 1 means that ours is faster; it is the median of
-the rounds' ratios. TFLOP/s and MFU of all sides take Model.flops() of ours (its docstring has the formula), MFU only where
-train.py knows the device's peak. All rows also go to bench.jsonl (--out) as lines of JSON. Run it on an idle machine.
+The sides of a race are processes of their own, which take turns: each has its own peak of memory and its own time to
+the first step (from the start of the process, imports included). "tuned" is transformers with what train.py does for
+any model: fused AdamW, its settings of memory and products; "plain" is transformers with torch's default AdamW and
+settings, as most people run it; "compiled" is tuned under torch.compile, and then ours is compiled too (--compile, the
+default on CUDA). All have the same shapes, dtype, batch, rate and first weights; their first losses must agree, else
+the row says DIFFERS. Tokens of a step are all that go in. A ratio over 1 means that ours is faster, or smaller; it is
+the median of the rounds' ratios. TFLOP/s and MFU of all sides take Model.flops() of ours (its docstring has the
+formula); MFU needs a peak that train.py knows, `of_matmul` is the share of what one large matrix product reaches here.
+All rows also go to --out as lines of JSON. Run it on an idle machine: nothing else may use its cores.
 
-speedrun trains the command once a seed, whole: --target_val_loss is kept from train.py, because a run that ends at its first
-lucky evaluation is always under it. It reports the last validation loss, a one-sided t-test of its mean against the target, and
-the first evaluation at which all seeds together pass (p < 0.01), and appends a row to --results.
+speedrun trains the command once a seed, whole: --target_val_loss is kept from train.py, because a run that ends at its
+first lucky evaluation is always under it. It reports the last validation loss, a one-sided t-test of its mean against
+the target, and the first evaluation at which all seeds together pass (p < 0.01), and appends a row to --results.
 """
-import argparse, copy, functools, gc, importlib, itertools, json, math, os, platform, re, resource, shlex, statistics
-import subprocess, sys, tempfile, time
+import argparse, contextlib, copy, dataclasses, functools, gc, importlib, io, itertools, json, math, os, platform, re
+import resource, shlex, statistics, subprocess, sys, tempfile, time, traceback
 from importlib import metadata
 
 BEGAN = time.perf_counter()
@@ -42,32 +48,38 @@ def environment(device):
     hardware = f'{os.cpu_count()} x {cpu}'
     if device.startswith('cuda'):
         import torch
-        hardware = f'{torch.cuda.get_device_name(device)}, {hardware}'
-    git = subprocess.run(['git', '-C', ROOT, 'describe', '--always', '--dirty'], capture_output=True, text=True).stdout.strip()
-    return dict(hardware=hardware, python=platform.python_version(), git=git or 'none',
+        hardware = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}, {hardware}'
+    git = subprocess.run(['git', '-C', ROOT, 'describe', '--always', '--dirty'], capture_output=True, text=True)
+    return dict(hardware=hardware, python=platform.python_version(), git=git.stdout.strip() or 'none',
                 **{n: version(n) for n in ('torch', 'numpy', 'transformers', 'tokenizers', 'tiktoken', 'peft')})
 
 def write(args, row):
-    row |= dict(command=shlex.join(['python', *sys.argv]), date=time.strftime('%F %T'), **environment(args.device))
-    with open(args.out, 'a') as f: f.write(json.dumps(row) + '\n')
+    row |= dict(command=shlex.join(['python', 'tests/bench.py', *args.argv]), date=time.strftime('%F %T'),
+                **environment(args.device))
+    with open(args.out, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
 
 def number(x): return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.3g}' if abs(x) < 100 else f'{x:.1f}'
 def spread(values): return [round(f(values), 4) for f in (statistics.median, min, max)]
 
-def report(args, what, unit, rates, notes={}):
-    "rates: {side: one number a round, more is better}, ours first; notes: {side: {name: value}}. Prints a table"
-    row, ours = dict(what=what, unit=unit, sides={}), next(iter(rates.values()))
-    print(f'{what} ({unit})')
-    for side, values in rates.items():
-        median, low, high = spread(values)
+def report(args, what, unit, values, notes={}, less=False, failed={}):
+    """values: {side: one number a round}, ours first; less: less is better; notes: {side: {name: value}}; failed:
+    {side: error}. Prints a table, writes a row -> {side: its numbers}"""
+    row, ours, lines = dict(what=what, unit=unit, sides={}), next(iter(values.values())), [f'{what} ({unit})']
+    for side, rounds in values.items():
+        median, low, high = spread(rounds)
         row['sides'][side] = now = dict(median=median, min=low, max=high, **notes.get(side, {}))
-        line, ratio = f'  {side:24s} {number(median):>10s}  {f"({number(low)} to {number(high)})":22s}', ''
-        if values is not ours:
-            now['ratio'] = r = spread([a / b for a, b in zip(ours, values)])
-            ratio = f'ours is {r[0]:.2f} x ({r[1]:.2f} to {r[2]:.2f})'
+        line, ratio = f'  {side:26s} {number(median):>9s}  {f"({number(low)} to {number(high)})":20s}', ''
+        if rounds is not ours:
+            now['ratio'] = r = spread([b / a if less else a / b for a, b in zip(ours, rounds)])
+            ratio = f'{r[0]:.2f} x ({r[1]:.2f} to {r[2]:.2f})'
         more = (f'  {k} {number(v) if isinstance(v, float) else v}' for k, v in notes.get(side, {}).items())
-        print(line + f' {ratio:33s}' * (len(rates) > 1) + ''.join(more), flush=True)
+        lines.append(line + f' {ratio:23s}' * (len(values) > 1) + ''.join(more))
+    for side, error in failed.items():
+        row['sides'][side] = dict(error=error)
+        lines.append(f'  {side:26s} failed: {error}')
+    if not args.quiet: print('\n'.join(lines), flush=True)
     write(args, row)
+    return row['sides']
 
 # ---------------------------------------------------------------------------------------------------- the race
 
@@ -80,107 +92,177 @@ def peak(device):
     except (OSError, TypeError):                         # on Linux getrusage also counts the parent's, from before exec
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == 'darwin' else 20)
 
-def serve(args, build):
-    "a side, in its own process: builds, makes the first step, then args.inner steps for every line that comes in"
+def turns(args, build):
+    "a side: builds, makes its first step and says what came out; for every number sent to it then makes so many steps"
     import torch
-    sync = torch.cuda.synchronize if args.device.startswith('cuda') else lambda: None
+    cuda = args.device.startswith('cuda')
+    sync = torch.cuda.synchronize if cuda else lambda: None
     step = build()
     value = float(step()); sync()
-    first = time.perf_counter() - BEGAN
-    try: open('/proc/self/clear_refs', 'w').write('5')   # memory that imports and compilation took does not count
-    except OSError: pass
-    if args.device.startswith('cuda'): torch.cuda.reset_peak_memory_stats(args.device)
-    print(json.dumps(dict(value=value, first=first)), flush=True)
-    for _ in sys.stdin:
+    answer = dict(value=value, first=time.perf_counter() - BEGAN)
+    with contextlib.suppress(AttributeError): answer['attention'] = step.attention()
+    with contextlib.suppress(OSError):                   # memory that imports and compilation took does not count
+        open('/proc/self/clear_refs', 'w').write('5')
+    if cuda: torch.cuda.reset_peak_memory_stats(args.device)
+    while True:
+        steps = yield answer
+        if cuda: step()                                  # untimed: takes back the memory that the last turn gave up
         sync(); began = time.perf_counter()
-        for _ in range(args.inner): step()
-        sync(); seconds = (time.perf_counter() - began) / args.inner
-        print(json.dumps(dict(seconds=seconds, peak=peak(args.device))), flush=True)
+        for _ in range(steps): step()
+        sync(); answer = dict(seconds=(time.perf_counter() - began) / steps, peak=peak(args.device))
+        if cuda: torch.cuda.empty_cache()                # for the other sides
+
+class Side:
+    "turns() in a process of its own; with args.here, for tests, in this one"
+    def __init__(self, args, race, name, build):
+        self.process, self.run = None, turns(args, build) if args.here else None
+        if args.here: return
+        flags = [args.what, f'--race={race}', f'--side={name}', '--compile' if args.compile else '--no-compile']
+        for k, v in vars(args).items():
+            if k in ('what', 'race', 'side', 'compile', 'together') or v is False or isinstance(v, list): continue
+            flags.append(f'--{k}' if v is True else f'--{k}={v}')
+        self.errors, pipe = tempfile.TemporaryFile('w+'), subprocess.PIPE
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), *flags], text=True, stdin=pipe, stdout=pipe, stderr=self.errors,
+            env=dict(os.environ, TRANSFORMERS_VERBOSITY='error', HF_HUB_OFFLINE='1'))
+    def answer(self, steps=None):
+        "raises RuntimeError with what a process that died said last"
+        if self.run: return self.run.send(steps)
+        with contextlib.suppress(OSError):
+            if steps: print(steps, file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith('{'): return json.loads(line)
+        self.errors.seek(0)
+        said = [line.strip() for line in self.errors.read().splitlines() if line.strip()] or ['it said nothing']
+        raise RuntimeError(f'{said[-1][:300]} (exit status {self.process.wait()})')
+    def close(self):
+        if not self.process: return
+        with contextlib.suppress(OSError): self.process.stdin.close()
+        self.process.wait()
+
+@functools.cache
+def matmul_peak(device, dtype, n):
+    "flops a second of a product of two (n, n) matrices, the best of five"
+    import torch, train
+    a, best = torch.randn(n, n, device=train.pick_device(device), dtype=getattr(torch, dtype)), math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        b = a @ a
+        if b.is_cuda: torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    del a, b
+    torch.cuda.empty_cache()                             # nothing without CUDA
+    return 2 * n ** 3 / best
 
 def race(args, what, unit, work, sides, flops=0, exact=False):
-    """sides: {name: build}, ours first; build() -> step, a call that does `work` units and returns a number by which we see
-    that all sides do the same (within 1 %, or exactly). flops: of a step."""
-    if args.side: return serve(args, sides[args.side]) if what == args.race else None        # of this race or of another one
-    sides = [s for s in sides if not args.sides or s in args.sides.split(',')]
-    flags = [f'--{k}' + f'={v}' * (v is not True) for k, v in vars(args).items()
-             if isinstance(v, (int, float, str)) and v is not False and k not in ('what', 'side', 'race')]
-    flags, environ = [args.what, *flags, f'--race={what}'], dict(os.environ, TRANSFORMERS_VERBOSITY='error', HF_HUB_OFFLINE='1')
-    workers, errors = {}, {s: tempfile.TemporaryFile('w+') for s in sides}
-    def answer(side):
-        for line in workers[side].stdout:
-            if line.startswith('{'): return json.loads(line)
-        errors[side].seek(0)
-        raise SystemExit(f'{what}: the side {side!r} failed\n{errors[side].read()[-3000:]}')
-    def ask(side): print(file=workers[side].stdin, flush=True); return answer(side)
+    """sides: {name: build}, ours first; build() -> step, a call that does `work` units and returns a number by which we
+    see that all sides do the same (within 1 %, or exactly). flops: of a step. -> report's"""
+    if args.side:                                        # we are a side, of this race or of another one
+        if what != args.race: return
+        run = turns(args, sides[args.side])
+        print(json.dumps(next(run)), flush=True)
+        for line in sys.stdin: print(json.dumps(run.send(int(line))), flush=True)
+        return
+    names = [s for s in sides if not args.sides or s in args.sides.split(',')]
+    if not names: raise ValueError(f'--sides={args.sides}: this race has {",".join(sides)}')
+    cuda, workers, first, rounds, failed = args.device.startswith('cuda'), {}, {}, {s: [] for s in names}, {}
+    top = best = 0
+    if flops and (cuda or args.dtype == 'float32'):
+        best = matmul_peak(args.device, args.dtype, 8192 if cuda else 64 if args.here else 2048)
+    def ask(side, steps=None):
+        if side in failed: return None
+        try: return workers[side].answer(steps)
+        except (RuntimeError, StopIteration, ValueError, OSError) as e:
+            failed[side] = str(e) or type(e).__name__
+            if args.here: traceback.print_exc()
     try:
-        first, rounds = {}, {s: [] for s in sides}
-        for s in sides:                                  # one after another: nobody's first step is disturbed
-            workers[s] = subprocess.Popen([sys.executable, os.path.abspath(__file__), *flags, f'--side={s}'], text=True, env=environ,
-                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors[s])
-            first[s] = answer(s)
-        for s in sides: ask(s)                           # warm-up
-        for _, s in itertools.product(range(args.repeat), sides): rounds[s].append(ask(s))   # A B A B
+        for s in names:                                  # one after another: nobody's first step is disturbed
+            workers[s] = Side(args, what, s, sides[s])
+            if not args.together: first[s] = ask(s)
+        if args.together: first = {s: ask(s) for s in names}
+        warm = [r['seconds'] for s in names if (r := ask(s, 1))]
+        steps = args.inner or max(1, min(500, round(args.turn / max(warm[0], 1e-6)))) if warm else 1
+        for _, s in itertools.product(range(args.repeat), names):                                    # A B A B
+            if r := ask(s, steps): rounds[s].append(r)
     finally:
-        for w in workers.values(): w.stdin.close(); w.wait()
-    top, notes = 0, {}
-    if args.device.startswith('cuda') and args.dtype == 'bfloat16':
+        for w in workers.values(): w.close()
+    if names[0] in failed: raise RuntimeError(f'{what}: {names[0]}: {failed[names[0]]}')
+    names, notes = [s for s in names if s not in failed], {}
+    if cuda and args.dtype == 'bfloat16':
         import train
         top = next((v for k, v in train.PEAK.items() if k in environment(args.device)['hardware']), 0)
-    for s in sides:
-        speed, a, b = flops / statistics.median(r['seconds'] for r in rounds[s]), first[sides[0]]['value'], first[s]['value']
+    for s in names:
+        seconds, a, b = statistics.median(r['seconds'] for r in rounds[s]), first[names[0]]['value'], first[s]['value']
         notes[s] = dict(peak_gb=round(rounds[s][-1]['peak'], 3), first_step_s=round(first[s]['first'], 1))
-        if flops: notes[s]['tflops'] = speed / 1e12
-        if flops and top: notes[s]['mfu'] = round(speed / top, 4)
-        if abs(a - b) > (0 if exact else 0.01 * abs(a)): notes[s]['DIFFERS'] = f'{b:.4f}, not {a:.4f}'
-    report(args, what, unit, {s: [work / r['seconds'] for r in rounds[s]] for s in sides}, notes)
+        if args.memory: notes[s]['tokens_per_second'] = round(work / seconds, 1)
+        if flops: notes[s]['tflops'] = flops / seconds / 1e12
+        if flops and top: notes[s]['mfu'] = round(flops / seconds / top, 4)
+        if best: notes[s]['of_matmul'] = round(flops / seconds / best, 3)
+        if 'attention' in first[s]: notes[s]['attention'] = first[s]['attention']
+        if not abs(a - b) <= (0 if exact else 0.01 * abs(a)): notes[s]['DIFFERS'] = f'{b:.4f}, not {a:.4f}'
+    values = {s: [r['peak'] if args.memory else work / r['seconds'] for r in rounds[s]] for s in names}
+    return report(args, what, 'GB at most' if args.memory else unit, values, notes, args.memory, failed)
 
 # ---------------------------------------------------------------------------------------------------- training steps
 
 t5_v11 = dict(activation='gelu_tanh', gated=True, tied=False, scale_head=False)
 electra_small = dict(n_head=4, n_embd=256, embed_dim=128, generator_size=0.25)
-SIZES = {  # {family: {size: (rows, what differs from the Config)}}
-    'gpt': {'tiny': (12, dict(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=128)),    # nanoGPT's CPU recipe
-            'small': (8, dict(n_layer=4, n_head=4, n_embd=256, block_size=256, vocab_size=8192)),
-            'wide': (8, dict(n_layer=2, n_head=4, n_embd=128, block_size=128, vocab_size=50304)),
-            'gpt2': (8, dict(vocab_size=50304)),
-            'gpt2-medium': (8, dict(vocab_size=50304, n_layer=24, n_head=16, n_embd=1024)),
-            'gpt2-xl': (4, dict(vocab_size=50304, n_layer=48, n_head=25, n_embd=1600))},
-    'bert': {'tiny': (4, dict(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=999)),
-             'small': (16, dict(n_layer=4, n_head=4, n_embd=256, block_size=128)),
-             'base': (4, dict(block_size=128)), 'base-512': (4, dict()),
-             'large': (4, dict(n_layer=24, n_head=16, n_embd=1024, block_size=128))},
-    't5': {'tiny': (2, dict(t5_v11, n_layer=2, n_head=2, n_embd=32, head_dim=16, n_hidden=64, block_size=64)),
-           'small': (8, dict(t5_v11, n_layer=4, n_head=4, n_embd=256, n_hidden=512, block_size=256)),
-           'base': (4, dict(t5_v11, n_layer=12, n_head=12, n_embd=768)),
-           'large': (4, dict(t5_v11, n_layer=24, n_head=16, n_embd=1024, n_hidden=2816))},
-    'electra': {'tiny': (4, dict(n_layer=2, n_head=2, n_embd=64, embed_dim=32, generator_size=0.25, block_size=32, vocab_size=999)),
-                'small': (16, dict(electra_small, block_size=128)), 'small-512': (16, electra_small), 'base': (4, dict())},
+medium, xl = dict(n_layer=24, n_head=16, n_embd=1024), dict(n_layer=48, n_head=25, n_embd=1600)
+SIZES = {  # {family: {size: (rows on a CPU, on CUDA, what differs from the Config)}}
+    'gpt': {'tiny': (12, 512, dict(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=128)),  # nanoGPT's, CPU
+            'wide': (8, 256, dict(n_layer=2, n_head=4, n_embd=128, block_size=128, vocab_size=50304)),
+            'small': (8, 256, dict(n_layer=4, n_head=4, n_embd=256, block_size=256, vocab_size=8192)),
+            'gpt2': (4, 32, dict(vocab_size=50304)), 'gpt2-medium': (2, 16, dict(medium, vocab_size=50304)),
+            'gpt2-xl': (1, 4, dict(xl, vocab_size=50304))},
+    'bert': {'tiny': (4, 4, dict(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=999)),
+             'small': (16, 512, dict(n_layer=4, n_head=4, n_embd=256, block_size=128)),
+             'base': (4, 256, dict(block_size=128)), 'base-512': (4, 64, dict()),
+             'large': (4, 128, dict(medium, block_size=128))},
+    't5': {'tiny': (2, 2, dict(t5_v11, n_layer=2, n_head=2, n_embd=32, head_dim=16, n_hidden=64, block_size=64)),
+           'small': (8, 256, dict(t5_v11, n_layer=4, n_head=4, n_embd=256, n_hidden=512, block_size=256)),
+           'base': (4, 64, dict(t5_v11, n_layer=12, n_head=12, n_embd=768)),
+           'large': (4, 32, dict(t5_v11, **medium, n_hidden=2816))},
+    'electra': {'tiny': (4, 4, dict(n_layer=2, n_head=2, n_embd=64, embed_dim=32, generator_size=0.25, block_size=32,
+                                    vocab_size=999)),
+                'small': (16, 512, dict(electra_small, block_size=128)), 'small-512': (16, 128, electra_small),
+                'base': (4, 64, dict())},
 }
 SIZES['lora'] = SIZES['sample'] = SIZES['gpt']
+USUAL = {  # the sizes of a race without --size, the first one alone with --quick
+    'cpu': dict(gpt='tiny,wide,small', bert='small,base', t5='small', electra='small', lora='small', sample='gpt2'),
+    'cuda': dict(gpt='gpt2,gpt2-medium', bert='base,base-512', t5='base', electra='small', lora='gpt2', sample='gpt2')}
 
-def pick(args, family, default='small'):
-    "-> model file, Config, rows, name of the size. A missing model file ends the race, not the others"
-    size = args.size or default
-    if size not in SIZES[family]: raise SystemExit(f'--size={size}: {family} has {", ".join(SIZES[family])}')
-    try: file = importlib.import_module({'lora': 'gpt', 'sample': 'gpt'}.get(family, family))
-    except ModuleNotFoundError as e: raise SystemExit(f'{family}: {e}') from None
-    (rows, fields), kinds = SIZES[family][size], {n: type(f.default) for n, f in file.Config.__dataclass_fields__.items()}
+def pick(args, family):
+    "-> model file, Config, rows, name of the size"
+    import train
+    if args.size not in SIZES[family]:
+        raise ValueError(f'--size={args.size}: {family} has {", ".join(SIZES[family])}')
+    file = importlib.import_module({'lora': 'gpt', 'sample': 'gpt'}.get(family, family))
+    kinds, cuda = {f.name: type(f.default) for f in dataclasses.fields(file.Config)}, args.device.startswith('cuda')
+    *rows, fields = SIZES[family][args.size]
     fields = fields | {n: args.dropout for n in kinds if n.endswith('dropout')}
+    if cuda: fields['vocab_multiple'] = 128              # rows of padding, which the loss does not see
     for pair in filter(None, args.set.split(',')):
-        name, value = pair.split('=')
-        fields[name] = kinds[name](value)
-    return file, file.Config(**fields), args.rows or rows, size + f' {args.set}' * bool(args.set)
+        name, _, value = pair.partition('=')
+        if name not in kinds: raise ValueError(f'--set={pair}: {file.__name__}.py has {", ".join(kinds)}')
+        fields[name] = train.value_of(name, kinds[name], value)
+    return file, file.Config(**fields), args.rows or rows[cuda], args.size + f' {args.set}' * bool(args.set)
 
 def random_rows(vocab_size, rows, step=0, corpus={}):
     "the protocol's draw and rng on random ids, none of them special"
     import numpy as np
     from data.rows import Corpus
     if vocab_size not in corpus:
-        ids = np.random.default_rng(1).integers(min(999, vocab_size // 4), vocab_size - min(199, vocab_size // 4), 10 ** 7)
+        low, high = min(999, vocab_size // 4), vocab_size - min(199, vocab_size // 4)
+        ids = np.random.default_rng(1).integers(low, high, 10 ** 7, dtype=np.uint16)
         corpus[vocab_size] = Corpus.__new__(Corpus)
-        corpus[vocab_size].__dict__.update(split='train', seed=1, shuffle=True, kind='text', shards=[ids.astype(np.uint16)],
+        corpus[vocab_size].__dict__.update(split='train', seed=1, shuffle=True, kind='text', shards=[ids],
                                            tokens_per_row=0, length=0, overlap=0, items=[], examples=[])
     return corpus[vocab_size].rows(np.arange(rows) + rows * step)
+
+def random_batch(file, config, rows):
+    draw, rng = random_rows(config.vocab_size, rows)
+    return file.batch(draw, config, rng)
 
 def our_model(args, file, config, dtype=None):
     import torch, train
@@ -198,20 +280,24 @@ def twin(file, config, to_hf='to_hf'):
     with tempfile.TemporaryDirectory() as tmp:
         hf, weights = getattr(file, to_hf)(model)
         train.write_safetensors(tmp + '/model.safetensors', weights)
-        json.dump(hf, open(tmp + '/config.json', 'w'))
+        with open(tmp + '/config.json', 'w') as f: json.dump(hf, f)
         BEGAN += time.perf_counter() - began
         return getattr(transformers, hf['architectures'][0]).from_pretrained(tmp)
 
 def stepper(args, device, model, optimizer, inputs, compiled, loss_of):
-    "-> step(): forward, backward, update; returns the loss"
-    import torch
+    "-> step(): forward, backward, update; returns the loss. step.attention(): the kernel in use"
+    import torch, train
     dtype, net = getattr(torch, args.dtype), torch.compile(model.train()) if compiled else model.train()
     inputs = {k: torch.from_numpy(a).to(device) for k, a in inputs.items()}
+    cast = lambda: torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    call = lambda f: f(*inputs.values()) if '0' in inputs else f(**inputs)
     def step():
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = loss_of(net(*inputs.values()) if '0' in inputs else net(**inputs))
+        with cast(): loss = loss_of(call(net))
         loss.backward(); optimizer.step(); optimizer.zero_grad()
         return loss.detach()
+    def attention():
+        with torch.no_grad(), cast(): return train.attention_backend(lambda: call(model))
+    if device.type == 'cuda': step.attention = attention
     return step
 
 def electra_pair(file, config):
@@ -225,8 +311,8 @@ def electra_pair(file, config):
         def forward(self, input_ids, labels, whole):
             out = self.generator(input_ids=input_ids, labels=labels)
             with torch.no_grad():                        # a sample of the softmax at every place, by Gumbel's trick
-                new = (out.logits.float() - torch.empty_like(out.logits, dtype=torch.float).exponential_().log()).argmax(-1)
-                new = torch.where(labels >= 0, new, whole)
+                noise = torch.empty_like(out.logits, dtype=torch.float).exponential_().log()
+                new = torch.where(labels >= 0, (out.logits.float() - noise).argmax(-1), whole)
             out.loss = out.loss + 50 * self.discriminator(input_ids=new, labels=(new != whole).long()).loss
             return out
     return Pair()
@@ -235,45 +321,86 @@ def bench_step(args, family):
     "a training step of a model file beside transformers'"
     import numpy as np, torch
     file, config, rows, size = pick(args, family)
-    arrays = file.batch(*(lambda draw, rng: (draw, config, rng))(*random_rows(config.vocab_size, rows)))
+    arrays = random_batch(file, config, rows)
     ids, targets = arrays[0], arrays[-1]
-    theirs, peer, change, shape = dict(input_ids=ids, labels=ids), lambda: twin(file, config), lambda m: m, f'{rows} x {ids.shape[1]}'
+    theirs, peer, shape = dict(input_ids=ids, labels=ids), lambda: twin(file, config), f'{rows} x {ids.shape[1]}'
     if family in ('bert', 'electra'):                    # arrays[1]: places (B, K), or with random numbers (B, 2, K)
         places, theirs['labels'] = arrays[1] if family == 'bert' else arrays[1][:, 0], np.full_like(ids, -100)
         np.put_along_axis(theirs['labels'], places, np.where(targets < 0, -100, targets), 1)
     if family == 'electra':                              # the text as it was before it was masked
-        theirs['whole'], peer = np.where(theirs['labels'] < 0, ids, theirs['labels']), lambda: electra_pair(file, config)
+        theirs['whole'] = np.where(theirs['labels'] < 0, ids, theirs['labels'])
+        peer = lambda: electra_pair(file, config)
     if family == 't5':
-        theirs['labels'], shape = np.where(targets < 0, -100, targets), f'{shape[:-len(str(ids.shape[1]))]}({ids.shape[1]} + {targets.shape[1]})'
+        theirs['labels'] = np.where(targets < 0, -100, targets)
+        shape = f'{rows} x ({ids.shape[1]} + {targets.shape[1]})'
     if family == 'lora':
-        def change(model):
-            import lora
-            return lora.wrap(model, rank=8, alpha=16, match='qkv')
         def peer():
             import peft
-            how = peft.LoraConfig(r=8, lora_alpha=16, target_modules=['c_attn'], lora_dropout=0.0, fan_in_fan_out=True)
-            return peft.get_peft_model(twin(file, config), how)
-    def ours():
-        import train
-        model, device = our_model(args, file, config)
-        model, settings = change(model), train.Config(learning_rate=1e-4)
-        optimizer, = train.make_optimizers(model, settings, device)
-        return stepper(args, device, model, optimizer, {str(i): a for i, a in enumerate(arrays)}, args.compile, lambda out: out[0])
-    def other(compiled=False, tuned=True):
+            return peft.get_peft_model(twin(file, config), peft.LoraConfig(
+                r=8, lora_alpha=16, target_modules=['c_attn'], lora_dropout=0.0, fan_in_fan_out=True))
+    def ours(saved=False):
+        import lora, train
+        model, device = our_model(args, file, dataclasses.replace(config, checkpoint_activations=saved))
+        if family == 'lora': lora.wrap(model, rank=8, alpha=16, match='qkv')
+        optimizer, = train.make_optimizers(model, train.Config(learning_rate=1e-4), device)
+        inputs = {str(i): a for i, a in enumerate(arrays)}
+        return stepper(args, device, model, optimizer, inputs, args.compile, lambda out: out[0])
+    def other(compiled=False, tuned=True, saved=False):
         import train
         device = train.pick_device(args.device) if tuned else torch.device(args.device)
         model = peer().to(device)
+        if saved:
+            for m in (model, *model.children()):
+                for name in ('activation_checkpointing_enable', 'gradient_checkpointing_enable'):      # newer, older
+                    if hasattr(m, name): getattr(m, name)(); break
         same = dict(betas=(0.9, 0.95), weight_decay=0.1, fused=True) if tuned else {}
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, **same)
         return stepper(args, device, model, optimizer, theirs, compiled, lambda out: out.loss)
-    name = 'peft' if family == 'lora' else 'transformers'
-    sides = {'ours': ours, name: other, f'{name} defaults': functools.partial(other, tuned=False)}
-    if args.compile: sides[f'{name} compiled'] = functools.partial(other, compiled=True)
+    name, side = 'peft' if family == 'lora' else 'transformers', functools.partial
+    sides = {'ours': ours, f'{name} tuned': other, f'{name} plain': side(other, tuned=False)}
+    if args.memory: sides = {'ours': ours, 'ours checkpointed': side(ours, saved=True), f'{name} tuned': other,
+                             f'{name} checkpointed': side(other, saved=True), f'{name} plain': side(other, tuned=False)}
+    elif args.compile: sides[f'{name} compiled'] = side(other, compiled=True)
     with torch.device('meta'): flops = file.Model(config).flops() * rows if family != 'lora' else 0     # frozen: fewer
-    tokens = ids.size + targets.size * (family == 't5')
-    race(args, f'{family} {size} step, {shape}, {args.dtype}', 'tokens/s', tokens, sides, flops)
-    if family == 't5':
-        for B in (1, rows): bench_decode(args, 't5', file, config, size, ids[:B])
+    tokens, how = ids.size + targets.size * (family == 't5'), ' memory' if args.memory else ' step'
+    out = race(args, f'{family} {size}{how}, {shape}, {args.dtype}', 'tokens/s', tokens, sides, flops)
+    for B in sorted({1, rows}) if family == 't5' and not args.memory else ():
+        bench_decode(args, 't5', file, config, size, ids[:B])
+    return out
+
+def bench_memory(args):
+    for family in ('gpt', 'bert', 't5', 'electra', 'lora'):
+        now = copy.copy(args)
+        now.what, now.memory, now.repeat, now.inner = family, True, 1, args.inner or 2
+        now.size = args.size or usual(args, family)[0]
+        attempt(now, lambda now: bench_step(now, family))
+
+def bench_parity(args):
+    "equal weights, float32 without TF32: how far the logits are from transformers'; and, with --compile, our own loss"
+    import numpy as np, torch
+    for family in ('gpt', 'bert', 't5', 'electra'):
+        now = copy.copy(args)
+        now.size, now.dtype, now.set, now.rows = 'tiny', 'float32', 'vocab_multiple=100', 3
+        file, config, rows, _ = pick(now, family)
+        model, device = our_model(now, file, config)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        arrays = [torch.from_numpy(a).to(device) for a in random_batch(file, config, rows)]
+        inputs = arrays[:1] if family != 't5' else [arrays[0], arrays[0].flip(1)]      # any ids will do for the decoder
+        names = 'input_ids', 'decoder_input_ids'
+        with torch.no_grad():
+            mine = model.eval().logits(*inputs)
+            theirs = twin(file, config).to(device).eval()(**dict(zip(names, inputs))).logits
+            off = (mine - theirs.view_as(mine)).abs().max().item()
+        sides = {'logits, largest difference': [off]}
+        model.train()
+        if args.compile and family != 'electra':         # which draws samples, others when compiled
+            a, b = (float(net(*arrays)[0]) for net in (model, torch.compile(model)))
+            sides['loss, compiled and not'] = [abs(a - b)]
+        row = dict(what=f'parity {family}', unit='', sides={k: dict(median=v[0]) for k, v in sides.items()})
+        good = all(v[0] < 1e-4 for v in sides.values())
+        print(f'parity {family:8s} {args.device}: ' + ', '.join(f'{k} {v[0]:.1e}' for k, v in sides.items())
+              + f'  {"as it should be" if good else "DIFFERS"}', flush=True)
+        write(args, row | dict(good=good))
 
 # ---------------------------------------------------------------------------------------------------- decoding
 
@@ -285,13 +412,18 @@ def bench_decode(args, family, file, config, size, ids, cached=True):
         import torch, sample
         model, device = our_model(args, file, config, getattr(torch, args.dtype))
         prompt, T = torch.from_numpy(ids).to(device), ids.shape[1]
-        if family == 'gpt': return lambda: sample.generate(model.eval(), prompt, n, temperature=0, cache=cached, compile=args.compile and cached)[:, T:].sum()
+        how = dict(temperature=0, cache=cached, compile=args.compile and cached)
+        if family == 'gpt': return lambda: sample.generate(model.eval(), prompt, n, **how)[:, T:].sum()
         model.eval().config.eot_id = -1                  # no text ends
         step = torch.compile(model.step, dynamic=False) if args.compile else None
-        return torch.no_grad()(lambda: file.generate(model, prompt, max_new_tokens=n, step=step).sum())
+        def run():
+            with contextlib.nullcontext() if args.compile else sample.packed(model):
+                return file.generate(model, prompt, max_new_tokens=n, step=step).sum()
+        return torch.no_grad()(run)
     def other(**more):
         import torch, train
         device = train.pick_device(args.device)
+        torch.backends.mkldnn.matmul.fp32_precision = 'ieee'             # else single rows take three times as long
         model = twin(file, config).to(device, getattr(torch, args.dtype)).eval()
         model.generation_config.eos_token_id = model.generation_config.bos_token_id = None
         prompt = torch.from_numpy(ids).to(device)
@@ -304,11 +436,11 @@ def bench_decode(args, family, file, config, size, ids, cached=True):
 
 def bench_sample(args):
     import numpy as np
-    file, config, _, size = pick(args, 'sample', 'gpt2')
+    file, config, _, size = pick(args, 'sample')
     ids = np.random.default_rng(1).integers(0, config.vocab_size, (args.rows or 1, 16))
     for cached in (True, False): bench_decode(args, 'gpt', file, config, size, ids, cached)
 
-# ---------------------------------------------------------------------------------------------------- tokenizers and data
+# -------------------------------------------------------------------------------------------------- tokenizers, data
 
 def stdlib_texts():
     import sysconfig
@@ -318,14 +450,14 @@ def stdlib_texts():
         folders[:] = sorted(d for d in folders if d not in skip)
         paths += [os.path.join(base, f) for f in sorted(files) if f.endswith('.py')]
     for p in paths:
-        try: texts.append(open(p, encoding='utf-8').read())
-        except UnicodeDecodeError: pass
+        with contextlib.suppress(UnicodeDecodeError): texts.append(open(p, encoding='utf-8').read())
     return texts
 
 TRAIN = {'ours': 'import bpe; tok = bpe.train(texts, {n}, special=["<|endoftext|>"])',
          'tokenizers': 'import tokenizers as k; tok = k.Tokenizer(k.models.BPE()); level = k.pre_tokenizers.ByteLevel; '
-                       'tok.pre_tokenizer = level(add_prefix_space=False); tok.train_from_iterator(texts, k.trainers.BpeTrainer('
-                       'vocab_size={n}, special_tokens=["<|endoftext|>"], initial_alphabet=level.alphabet(), show_progress=False))'}
+                       'tok.pre_tokenizer = level(add_prefix_space=False); tok.train_from_iterator(texts, '
+                       'k.trainers.BpeTrainer(vocab_size={n}, special_tokens=["<|endoftext|>"], '
+                       'initial_alphabet=level.alphabet(), show_progress=False))'}
 CHILD = '''import json, resource, sys, time
 texts = json.load(open(sys.argv[1]))
 import regex, numpy, tiktoken
@@ -346,14 +478,17 @@ def bench_bpe(args):
     size = sum(len(t.encode()) for t in texts) / 1e6     # MB
     print(f'{size:.1f} MB of Python source, {cores} cores')
     with tempfile.TemporaryDirectory() as tmp:
-        json.dump(texts, open(tmp + '/texts.json', 'w'))
+        with open(tmp + '/texts.json', 'w') as f: json.dump(texts, f)
         for n in sizes:
             runs = {k: [] for k in TRAIN}
-            for _, (k, code) in itertools.product(range(args.repeat), TRAIN.items()):        # a process each: its own peak of memory
+            for _, (k, code) in itertools.product(range(args.repeat), TRAIN.items()):    # a process each: its own peak
                 command = [sys.executable, '-c', CHILD.format(body=code.format(n=n)), tmp + '/texts.json']
-                runs[k].append([*map(float, subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())])
-            notes = {k: dict(seconds=statistics.median(s for s, _ in v), peak_mb=round(max(m for _, m in v))) for k, v in runs.items()}
-            report(args, f'train a vocabulary of {n}', 'MB/s', {k: [size / s for s, _ in v] for k, v in runs.items()}, notes)
+                out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+                runs[k].append([*map(float, out.split()[-2:])])
+            notes = {k: dict(seconds=statistics.median(s for s, _ in v), peak_mb=round(max(m for _, m in v)))
+                     for k, v in runs.items()}
+            rates = {k: [size / s for s, _ in v] for k, v in runs.items()}
+            report(args, f'train a vocabulary of {n}', 'MB/s', rates, notes)
         tok, more = bpe.train(texts, sizes[0]), texts * 5
         theirs = tiktoken.Encoding('x', pat_str=bpe.PATTERNS['gpt2'], mergeable_ranks=tok.encoding._mergeable_ranks,
                                    special_tokens={'<|endoftext|>': sizes[0] - 1})
@@ -369,36 +504,53 @@ def bench_bpe(args):
     report(args, f'prepare {5 * size:.0f} MB into .bin', 'MB/s', {'ours': c, 'tiktoken alone': d})
 
 def bench_data(args):
-    import bert, bpe, gpt, t5
-    tok, run = bpe.train(stdlib_texts()[:40], 2048), functools.partial(subprocess.run, capture_output=True, check=True)
+    import bert, bpe, electra, gpt, t5
+    tok, texts, n = bpe.train(stdlib_texts()[:40], 2048), 32, 2 if args.size == 'tiny' else 20
     ids = dict(vocab_size=2048, **{f'{r}_id': getattr(tok, r) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
-    paths = [('gpt windows', gpt, gpt.Config(), 1024), *(('t5 ' + o, t5, c, c.lengths[0]) for o in t5.objectives for c in [t5.Config(objective=o)]),
-             *((f'bert masks by {m}', bert, bert.Config(**ids, block_size=T, masking=m), T) for m in ('token', 'word', 'span') for T in (128, 512))]
-    if os.path.exists(os.path.join(ROOT, 'electra.py')):
-        import electra
-        paths += [('electra masks', electra, electra.Config(**ids, block_size=T), T) for T in (128, 512)]
-    for what, file, config, tokens in paths:
+    paths = [('gpt windows', gpt, gpt.Config())]
+    paths += [(f't5 {o}', t5, t5.Config(objective=o)) for o in t5.objectives]
+    paths += [(f'bert masks by {m}', bert, bert.Config(**ids, block_size=T, masking=m))
+              for m in ('token', 'word', 'span') for T in (128, 512)]
+    paths += [('electra masks', electra, electra.Config(**ids, block_size=T)) for T in (128, 512)]
+    for what, file, config in paths:
         def once(step):
-            draw, rng = random_rows(config.vocab_size, 32, step)
+            draw, rng = random_rows(config.vocab_size, texts, step)
             draw.tokenizer = tok
             file.batch(draw, config, rng)
-        seconds = [clocked(once, step) for step in range((2 if args.size == 'tiny' else 20) * args.repeat + 1)]
-        report(args, f'{what}, 32 x {tokens}', 'tokens of text/s, one process', {'ours': [32 * tokens / s for s in seconds[1:]]})
+        tokens = config.lengths[0] if file is t5 else config.block_size
+        seconds = [clocked(once, step) for step in range(n * args.repeat + 1)]
+        rates = [texts * tokens / s for s in seconds[1:]]
+        report(args, f'{what}, {texts} x {tokens}', 'tokens of text/s, one process', {'ours': rates})
+
+def bench_start(args):
+    "how long until train.py has said its flags, and until a run of one step (with its two evaluations) has ended"
     with tempfile.TemporaryDirectory() as tmp:
-        for what, flags in (('train.py --help', ['--help']), ('train.py, one step and its evaluations', ['--max_iters=1', '--eval_iters=1', f'--out_dir={tmp}/run'])):
-            command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--device={args.device}', *flags]
-            run(command)                                 # the data is prepared then, the byte code written
-            report(args, what, 's', {'ours': [clocked(run, command) for _ in range(args.repeat)]})
+        where = [f'--device={args.device}', f'--data={args.data}', f'--out_dir={tmp}/run']
+        one = [*where, '--max_iters=1', '--eval_iters=1']
+        for what, flags in (('train.py --help', ['--help']), ('train.py, one step', one)):
+            command = [sys.executable, os.path.join(ROOT, 'train.py'), *flags]
+            run = functools.partial(subprocess.run, command, capture_output=True, check=True)
+            run()                                        # the data is prepared then, the byte code written
+            report(args, what, 's', {'ours': [clocked(run) for _ in range(args.repeat)]}, less=True)
 
 # ---------------------------------------------------------------------------------------------------- runs of train.py
 
-def train_run(args, flags):
-    "-> the rows of its metrics.jsonl"
+def train_run(launch, flags):
+    "-> the rows of its metrics.jsonl. Raises RuntimeError with its last line if it fails"
     with tempfile.TemporaryDirectory() as tmp:
-        command = [*(shlex.split(args.launch) or [sys.executable]), os.path.join(ROOT, 'train.py'), *flags, f'--out_dir={tmp}/run']
-        r = subprocess.run(command, capture_output=True, text=True)
-        if r.returncode: raise SystemExit(f'{shlex.join(command)}\nended with {r.returncode}: {" ".join(r.stderr.strip().splitlines()[-1:])}')
-        return [json.loads(line) for line in open(f'{tmp}/run/metrics.jsonl')]
+        command = [*launch, os.path.join(ROOT, 'train.py'), *flags, f'--out_dir={tmp}/run']
+        out = None if sys.stdout.isatty() else subprocess.DEVNULL
+        r = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        if r.returncode:
+            said = [line for line in r.stderr.splitlines() if 'error' in line.lower()] or ['it said nothing']
+            raise RuntimeError(f'{shlex.join(command)} ended with {r.returncode}: {said[-1]}')
+        with open(f'{tmp}/run/metrics.jsonl') as f: return [json.loads(line) for line in f]
+
+def split_command(words):
+    "[python or torchrun ..., train.py,] flags -> what starts train.py, its flags"
+    at = next((i for i, word in enumerate(words) if os.path.basename(word) == 'train.py'), -1)
+    launch = words[:max(at, 0)] or [sys.executable]
+    return [sys.executable if w in ('python', 'python3') else w for w in launch], words[at + 1:]
 
 def p_under(losses, target):
     "one-sided t-test: how likely is a mean this low, if the true one is the target?"
@@ -407,122 +559,265 @@ def p_under(losses, target):
 
 def bench_speedrun(args):
     flags, target, seeds, runs = [], math.nan, range(args.first_seed, args.first_seed + args.seeds), []
-    for flag in args.rest:
+    launch, given = split_command(args.rest)
+    if not given: raise ValueError('speedrun needs a command: speedrun -- python train.py --preset=speedrun-cpu ...')
+    for flag in given:
         if flag.startswith('--target_val_loss='): target = float(flag.split('=')[1])
-        elif flag.startswith(('--seed=', '--out_dir=')): raise SystemExit(f'{flag}: speedrun sets it; --seeds=N stands before the --')
-        else: flags.append(flag)
+        elif not flag.startswith(('--seed=', '--out_dir=')): flags.append(flag)
+        else: raise ValueError(f'{flag}: speedrun sets it; --seeds=N and --first_seed=N stand before the --')
     for seed in seeds:
-        rows = train_run(args, [*flags, f'--seed={seed}'])
+        rows = train_run(launch, [*flags, f'--seed={seed}'])
         runs.append({r['step']: r for r in rows if 'val_loss' in r})
         last, mfu = runs[-1][max(runs[-1])], [r['mfu'] for r in rows if 'mfu' in r]
-        last.update(tokens_per_second=last['tokens'] / last['train_seconds'], **(dict(mfu=statistics.median(mfu)) if mfu else {}))
-        hit = next((f'{r["step"]} steps, {r["train_seconds"]:.1f} s' for r in runs[-1].values() if r['val_loss'] <= target), 'never')
-        print(f'seed {seed}: validation loss {last["val_loss"]:.4f} after {last["step"]} steps, {last["train_seconds"]:.1f} s'
+        last['tokens_per_second'] = last['tokens'] / max(last['train_seconds'], 1e-9)
+        if mfu: last['mfu'] = statistics.median(mfu)
+        when = lambda r: f'{r["step"]} steps, {r["train_seconds"]:.1f} s'
+        hit = next((when(r) for r in runs[-1].values() if r['val_loss'] <= target), 'never')
+        print(f'seed {seed}: validation loss {last["val_loss"]:.4f} after {when(last)}'
               + f'; at or under {target}: {hit}' * (target == target), flush=True)
+        write(args, dict(what='speedrun, one seed', seed=seed, evaluations=[*runs[-1].values()]))
     column = lambda name, step=None: [r[max(r) if step is None else step].get(name, 0) for r in runs]
     mean, losses = lambda *a: statistics.mean(column(*a)), column('val_loss')
     sd, p = statistics.stdev(losses) if len(losses) > 1 else math.nan, p_under(losses, target)
     good = [s for s in sorted(set.intersection(*map(set, runs))) if p_under(column('val_loss', s), target) < 0.01]
     passed = f'{good[0]} steps, {mean("train_seconds", good[0]):.1f} s' if good else '-'
-    system, command = environment(args.device), 'train.py ' + shlex.join(flags)
-    cells = {'date': time.strftime('%F'), 'command': f'`{command}`', 'seeds': len(runs), 'val loss': f'{mean("val_loss"):.4f} ± {sd:.4f}',
-             'range': f'{min(losses):.4f} to {max(losses):.4f}', 'target': target if target == target else '-', 'p': f'{p:.2g}' if p == p else '-', 'p < 0.01 from': passed,
-             'seconds': f'{mean("train_seconds"):.1f}', 'tokens/s': number(mean('tokens_per_second')), 'mfu': f'{mean("mfu"):.1%}' if mean('mfu') else '-',
-             'machine': f'{system["hardware"]}; Python {system["python"]}, torch {system["torch"]}', 'git': system['git']}
+    env = environment(args.device)
+    cells = {'date': time.strftime('%F'), 'command': f'`{shlex.join(args.rest)}`', 'seeds': len(runs),
+             'val loss': f'{mean("val_loss"):.4f} ± {sd:.4f}', 'range': f'{min(losses):.4f} to {max(losses):.4f}',
+             'target': target if target == target else '-', 'p': f'{p:.2g}' if p == p else '-', 'p < 0.01 from': passed,
+             'seconds': f'{mean("train_seconds"):.1f}', 'tokens/s': number(mean('tokens_per_second')),
+             'mfu': f'{mean("mfu"):.1%}' if mean('mfu') else '-', 'machine': env['hardware'],
+             'versions': f'Python {env["python"]}, torch {env["torch"]}', 'git': env['git']}
     print('\n'.join(f'{k:>14s}  {v}' for k, v in cells.items()))
     new = not os.path.exists(args.results)
     with open(args.results, 'a', encoding='utf-8') as f:
         if new: f.write(f'| {" | ".join(cells)} |\n|{" --- |" * len(cells)}\n')
         f.write(f'| {" | ".join(str(v).replace("|", "/") for v in cells.values())} |\n')
-    write(args, dict(cells, what='speedrun', runs=dict(zip(seeds, runs))))
+    write(args, dict(cells, what='speedrun', losses=losses, p=p))
 
 # ---------------------------------------------------------------------------------------------------- scaling
 
-def fit_law(N, D, loss):
-    """L = E + A / N^alpha + B / D^beta, by min sum Huber_0.001(logsumexp(a - alpha ln N, b - beta ln D, e) - ln L), from many
-    starts: Hoffmann et al. 2022, eq. 10. -> E, A, alpha, B, beta, root mean square error of ln L"""
-    import numpy as np
-    from scipy.optimize import least_squares
-    n, d, y = np.log(N), np.log(D), np.log(loss)
-    error = lambda p: np.logaddexp.reduce([p[1] - p[2] * n, p[3] - p[4] * d, np.full_like(y, p[0])]) - y
-    fits = [least_squares(error, start, loss='huber', f_scale=1e-3, bounds=([-10, -10, 0, -10, 0], [10, 40, 3, 40, 3]))
-            for start in itertools.product((-1, 0.5), (2, 6), (0.2, 0.5), (2, 6), (0.2, 0.5))]
-    e, a, alpha, b, beta = best = min(fits, key=lambda r: r.cost).x.tolist()
-    return math.exp(e), math.exp(a), alpha, math.exp(b), beta, float((error(best) ** 2).mean() ** 0.5)
+def fit_law(N, D, loss, delta=1e-3):
+    """L = E + A / N^alpha + B / D^beta, by min over (a, b, e, alpha, beta) of sum Huber_delta(logsumexp(a - alpha ln N,
+    b - beta ln D, e) - ln L), L-BFGS from the best of a grid of starts, in float64: Hoffmann et al. 2022 (2203.15556),
+    section 3.3. -> (E, A, alpha, B, beta), the errors of ln L at each point. ln N and ln D are centred meanwhile, so
+    that a and alpha do not pull at each other; each start first settles under a wide Huber loss, which is smooth."""
+    import torch
+    n, d, y = (torch.tensor([math.log(x) for x in xs], dtype=torch.float64) for xs in (N, D, loss))
+    n0, d0, low = n.mean(), d.mean(), y.min()
+    def error(p):                                        # (..., 5) -> (..., points)
+        e, a, alpha, b, beta = p.unsqueeze(-1).unbind(-2)
+        terms = torch.broadcast_tensors(e, a - alpha * (n - n0), b - beta * (d - d0))
+        return torch.logsumexp(torch.stack(terms), 0) - y
+    def cost(p, delta):
+        r, rates = error(p).abs() / delta, p[..., 2::2]
+        walls = (-rates).relu() + (rates - 3).relu()     # where points do not settle alpha or beta: no further
+        return torch.where(r < 1, r * r / 2, r - 0.5).sum(-1) + (100 * walls / delta).square().sum(-1)
+    near = [low - 0.05, low - 0.3, low - 1, low - 3]     # the three terms add up to about exp(low)
+    rates = [0.1, 0.3, 0.6, 1.2]
+    grid = torch.tensor([*itertools.product(near, near, rates, near, rates)], dtype=torch.float64)
+    def settle(start, width, evaluations):
+        p = start.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS([p], max_iter=evaluations, max_eval=evaluations, history_size=20,
+                                      tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn='strong_wolfe')
+        def closure():
+            optimizer.zero_grad()
+            c = cost(p, width)
+            c.backward()
+            return c
+        optimizer.step(closure)
+        return p.detach()
+    best = lambda ps, width, n: sorted(ps, key=lambda p: cost(p, width).nan_to_num(math.inf).item())[:n]
+    near_by = [settle(p, 0.03, 200) for p in grid[cost(grid, 0.03).argsort()[:208:16]]]
+    best = best([settle(p, delta, 800) for p in best(near_by, delta, 4)], delta, 1)[0]
+    e, a, alpha, b, beta = best.tolist()
+    A, B = math.exp(a + alpha * n0.item()), math.exp(b + beta * d0.item())
+    return (math.exp(e), A, alpha, B, beta), error(best).tolist()
+
+def law_at(law, N, D):
+    E, A, alpha, B, beta = law
+    return E + A / N ** alpha + B / D ** beta
 
 def draw_law(path, points, law, title):
-    "points: (parameters, tokens, loss) -> an SVG: loss against tokens, a colour for each size, dots measured, lines fitted"
-    (E, A, alpha, B, beta, _), (sizes, budgets, losses) = law, (sorted(set(x)) for x in zip(*points))
+    "points: (parameters, tokens, loss) -> an SVG: loss against tokens, a colour a size, dots measured, lines fitted"
+    sizes, budgets, losses = (sorted(set(x)) for x in zip(*points))
     W, H, left, right, top, bottom, low, high = 760, 420, 60, 130, 40, 45, budgets[0], budgets[-1]
-    y0, y1 = losses[0] - 0.05 * (losses[-1] - losses[0]), losses[-1] + 0.05 * (losses[-1] - losses[0])
-    X = lambda d: left + (W - left - right) * math.log(d / low) / math.log(high / low)
-    Y = lambda y: H - bottom - (H - top - bottom) * (y - y0) / (y1 - y0)
+    margin = 0.05 * (losses[-1] - losses[0]) or 0.1
+    y0, y1 = losses[0] - margin, losses[-1] + margin
+    X = lambda d: left + (W - left - right) * math.log(d / low) / (math.log(high / low) or 1)
+    Y = lambda y: H - bottom - (H - top - bottom) * (min(max(y, y0), y1) - y0) / (y1 - y0)
     text = lambda x, y, s, more='': f'<text x="{x:.1f}" y="{y:.1f}" {more}>{s}</text>'
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {H}" font-family="sans-serif" font-size="12">'
            f'<rect width="{W}" height="{H}" fill="white"/>', text(left, 22, title, 'font-size="14"'),
-           text(left, H - 8, 'validation loss against tokens seen (D)'), *(text(X(d), H - bottom + 18, f'{d / 1e6:.3g}M', 'text-anchor="middle"') for d in budgets)]
+           text(left, H - 8, 'validation loss against tokens seen (D)'),
+           *(text(X(d), H - bottom + 18, f'{d / 1e6:.3g}M', 'text-anchor="middle"') for d in budgets)]
     for y in (y0 + (y1 - y0) * i / 5 for i in range(6)):
-        out += [f'<path d="M{left} {Y(y):.1f}H{W - right}" stroke="#e4e4e4"/>', text(left - 8, Y(y) + 4, f'{y:.2f}', 'text-anchor="end"')]
+        out += [f'<path d="M{left} {Y(y):.1f}H{W - right}" stroke="#e4e4e4"/>',
+                text(left - 8, Y(y) + 4, f'{y:.2f}', 'text-anchor="end"')]
     for i, N in enumerate(sizes):
-        fill = f'fill="hsl({220 - 200 * i / max(1, len(sizes) - 1):.0f} 70% 45%)"'
-        line = [(d, E + A / N ** alpha + B / d ** beta) for d in (low * (high / low) ** (j / 40) for j in range(41))]
-        out += [f'<polyline {fill.replace("fill", "stroke")} fill="none" points="{" ".join(f"{X(d):.1f},{Y(y):.1f}" for d, y in line)}"/>',
-                text(W - right + 8, Y(line[-1][1]) + 4, f'N = {N / 1e3:,.0f}k', fill),
-                *(f'<circle cx="{X(d):.1f}" cy="{Y(y):.1f}" r="3" {fill}><title>{y:.4f}</title></circle>' for n, d, y in points if n == N)]
+        colour = f'hsl({220 - 200 * i / max(1, len(sizes) - 1):.0f} 70% 45%)'
+        line = [(d, law_at(law, N, d)) for d in (low * (high / low) ** (j / 40) for j in range(41))]
+        places = ' '.join(f'{X(d):.1f},{Y(y):.1f}' for d, y in line)
+        out += [f'<polyline stroke="{colour}" fill="none" points="{places}"/>',
+                text(W - right + 8, Y(line[-1][1]) + 4, f'N = {N / 1e3:,.0f}k', f'fill="{colour}"'),
+                *(f'<circle cx="{X(d):.1f}" cy="{Y(y):.1f}" r="3" fill="{colour}"><title>{y:.4f}</title></circle>'
+                  for n, d, y in points if n == N)]
     with open(path + '.tmp', 'w') as f: f.write('\n'.join(out + ['</svg>\n']))
     os.replace(path + '.tmp', path)
 
-def bench_scaling(args):
-    import torch, gpt
-    tiny, points, each = args.size == 'tiny', [], lambda kind, text: [kind(float(x)) for x in text.split(',')]
-    grid = dict(T=[32, 64], B=[2, 4], L=[1, 2]) if tiny else dict(T=each(int, args.T), B=each(int, args.B), L=each(int, args.L))
-    middle = {k: v[len(v) // 2] for k, v in grid.items()}
-    for p in {str(p): p for k, v in grid.items() for x in v for p in [middle | {k: x}]}.values():       # one at a time moves
+def scaling_grid(args, kind, whole):
+    "speed and memory of a step against T (with as many tokens), with a window, against B and L; one at a time moves"
+    Ts, L, window, shape = [128, 512, 2048], 4, 128, dict(n_head=4, n_embd=128, vocab_size=512)
+    if kind == 'cuda':
+        Ts, L, window, shape = [1024, 4096, 16384], 12, 1024, dict(n_head=12, n_embd=768, vocab_size=50304)
+    if not whole: Ts, L = Ts[:2], L // 2
+    if args.here: Ts, L, window, shape = [16, 32], 1, 16, dict(n_head=2, n_embd=16, vocab_size=64)
+    T, tokens = Ts[0], 32 * Ts[0]
+    points = [dict(T=t, B=max(1, tokens // t), L=L, window=w) for t in Ts for w in (0, window) if w < t]
+    points += [dict(T=T, B=b, L=L, window=0) for b in ((2, 8, 128) if whole else (8,))]
+    points += [dict(T=T, B=32, L=l, window=0) for l in ((L // 2, 2 * L) if whole else (2 * L,))]
+    print(f'a training step of a GPT with {", ".join(f"{k}={v}" for k, v in shape.items())}\n'
+          f'{"T":>6s} {"B":>5s} {"L":>4s} {"window":>7s} {"tokens/s":>10s} {"TFLOP/s":>8s} {"peak GB":>8s}')
+    rows = []
+    for p in points:
         now = copy.copy(args)
         now.what, now.size, now.rows, now.sides = 'gpt', 'tiny', p['B'], 'ours'
-        now.set = f'n_layer={p["L"]},block_size={p["T"]},n_embd={32 if tiny else 128},vocab_size=512'
-        bench_step(now, 'gpt')
-    for C, D in itertools.product([32, 64] if tiny else each(int, args.widths), [8192, 16384, 32768] if tiny else each(int, args.budgets)):
-        shape, steps = dict(n_layer=max(2, C // 32), n_head=max(1, C // 32), n_embd=C), round(D / 2048)    # 16 rows of 128 tokens
-        flags = dict(shape, model='gpt', preset='speedrun-cpu', data=args.data, tokenizer='byte', device=args.device, max_iters=steps,
-                     eval_interval=steps, log_interval=steps, eval_iters=8 if tiny else 128, warmup_iters=min(10, steps // 4))
-        last = train_run(args, [f'--{k}={v}' for k, v in flags.items()])[-1]
-        config = gpt.Config(**gpt.presets['speedrun-cpu'] | shape | dict(vocab_size=361))
-        with torch.device('meta'): flops = gpt.Model(config).flops() / config.block_size
-        points.append((round((flops - 12 * config.n_layer * config.block_size * C) / 6), last['tokens'], last['val_loss']))
-        print(f'N {points[-1][0]:>9,}  D {last["tokens"]:>10,}  validation loss {last["val_loss"]:.4f}  {last["train_seconds"]:.1f} s', flush=True)
-    E, A, alpha, B, beta, error = law = fit_law(*zip(*points))
+        now.quiet, now.turn = True, args.turn / 2
+        fields = dict(shape, n_layer=p['L'], block_size=p['T'], window=p['window'])
+        now.set = ','.join(f'{k}={v}' for k, v in fields.items())
+        def run(now):
+            r = bench_step(now, 'gpt')['ours']
+            rows.append(dict(p, tokens_per_second=r['median'], tflops=r['tflops'], peak_gb=r['peak_gb']))
+            print(f'{p["T"]:6d} {p["B"]:5d} {p["L"]:4d} {p["window"] or "-":>7} {r["median"]:10,.0f} '
+                  f'{r["tflops"]:8.3g} {r["peak_gb"]:8.3g}', flush=True)
+        attempt(now, run)
+    return rows
+
+def scaling_ranks(args, kind, whole):
+    "speed of the same global batch on 1, 2, .. ranks; on a CPU they share its cores"
+    import torch
+    most = torch.cuda.device_count() if kind == 'cuda' else 2
+    flags = dict(model='gpt', preset='gpt2' if kind == 'cuda' else 'speedrun-cpu', data=args.data, device=args.device,
+                 batch_size=256 if kind == 'cuda' else 32, max_iters=40 if whole else 16, log_interval=4,
+                 eval_interval=1000, eval_iters=2, **(bytes_of(args) if kind != 'cuda' else {}))
+    rows = []
+    def run(n):
+        torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}'] if n > 1 else []
+        flags['micro_batch_size'] = min(32, flags['batch_size'] // n)
+        log = train_run([sys.executable, *torchrun], [f'--{k}={v}' for k, v in flags.items()])
+        log = [r for r in log if 'tokens_per_second' in r][1:]
+        speed, memory = statistics.median(r['tokens_per_second'] for r in log), log[-1]['peak_memory_mb'] / 1024
+        rows.append(dict(ranks=n, tokens_per_second=speed, peak_gb_a_rank=memory))
+        print(f'{n} rank(s): {speed:10,.0f} tokens/s, {memory:.3g} GB a rank', flush=True)
+    for n in (2 ** k for k in range(max(1, most).bit_length())): attempt(args, lambda args: run(n))
+    return rows
+
+def bytes_of(args):                                      # a prepared folder has its tokenizer
+    return {} if os.path.exists(os.path.join(args.data, 'meta.json')) else dict(tokenizer='byte')
+
+def bench_scaling(args):
+    import train
+    kind, whole = args.device.split(':')[0], not args.quick
+    each = lambda text, usual: [int(float(x)) for x in (text or usual).split(',')]
+    widths = each(args.widths, '32,64,96,128' if whole else '16,32,64')
+    budgets = each(args.budgets, '2.5e5,5e5,1e6' if whole else '4e4,8e4,1.6e5')
+    began, points = time.time(), []
+    grid = scaling_grid(args, kind, whole)
+    ranks = [] if args.here else scaling_ranks(args, kind, whole)
+    for C, D in itertools.product(widths, budgets):
+        steps = max(2, round(D / 2048))                  # 16 rows of 128 tokens
+        flags = dict(model='gpt', preset='speedrun-cpu', n_layer=max(2, C // 32), n_head=max(1, C // 32), n_embd=C,
+                     data=args.data, device=args.device, max_iters=steps, eval_interval=steps, log_interval=steps,
+                     eval_iters=256 if whole else 64, warmup_iters=min(10, steps // 4), **bytes_of(args))
+        with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()):
+            last = train.main([*(f'--{k}={v}' for k, v in flags.items()), f'--out_dir={tmp}/run'])
+        points.append((last['parameters'], last['tokens'], last['val_loss']))   # tied, rotary: all weights multiply
+        print(f'N {points[-1][0]:>9,}  D {last["tokens"]:>10,}  validation loss {last["val_loss"]:.4f}  '
+              f'{last["train_seconds"]:.1f} s', flush=True)
+    law, errors = fit_law(*zip(*points))
+    E, A, alpha, B, beta = law
     title = f'L = {E:.3f} + {A:.3g} / N^{alpha:.3f} + {B:.3g} / D^{beta:.3f}'
-    print(f'{title}, off by {error:.2%}; for C flops the best N grows as C^{beta / (alpha + beta):.2f}. Plot: {args.plot}')
+    print(f'{title}\n{"N":>11s} {"D":>12s} {"measured":>9s} {"fitted":>9s} {"off":>8s}')
+    for (N, D, loss), error in zip(points, errors):
+        print(f'{N:11,} {D:12,} {loss:9.4f} {law_at(law, N, D):9.4f} {math.expm1(error):8.2%}')
+    rms, largest = math.sqrt(statistics.mean(e * e for e in errors)), max(points, key=lambda p: p[0] * p[1])
+    rest, _ = fit_law(*zip(*(p for p in points if p != largest)))
+    ahead = law_at(rest, *largest[:2]) / largest[2] - 1
+    print(f'root mean square error {rms:.2%}; fitted without the largest run, its loss is told {ahead:+.2%} off')
+    odd = [('E', E)] * (E < 0.05 * min(p[2] for p in points))
+    odd += [(k, v) for k, v in (('alpha', alpha), ('beta', beta)) if not 0.01 < v < 2]
+    odd = [f'{k} = {v:.3g}' for k, v in odd]
+    if odd: print(f'these runs do not determine {", ".join(odd)}: more sizes or longer runs are needed')
+    else: print(f'for C flops the best N grows as C^{beta / (alpha + beta):.2f}')
     draw_law(args.plot, points, law, title)
-    write(args, dict(what='scaling', points=points, law=law))
+    print(f'plot: {args.plot}; {time.time() - began:.0f} s in all')
+    write(args, dict(what='scaling', grid=grid, ranks=ranks, points=points, law=law, errors=errors, ahead=ahead))
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+def attempt(args, bench):
+    "a row that fails says so and leaves the others"
+    try: bench(args)
+    except Exception as e:
+        if args.side or args.what == 'speedrun': raise
+        args.failures.append(f'{args.what} {args.size}: {" ".join(str(e).split()) or type(e).__name__}')
+        print(f'FAILED: {args.failures[-1]}', flush=True)
+        if os.environ.get('TRACEBACK'): traceback.print_exc()
+        with contextlib.suppress(Exception): write(args, dict(what=args.what, size=args.size, error=args.failures[-1]))
+    gc.collect()
+
+def usual(args, name): return USUAL['cuda' if args.device.startswith('cuda') else 'cpu'][name].split(',')
+
+BENCHES = {**{f: functools.partial(bench_step, family=f) for f in ('gpt', 'bert', 't5', 'electra', 'lora')},
+           'sample': bench_sample, 'memory': bench_memory, 'parity': bench_parity, 'bpe': bench_bpe, 'data': bench_data,
+           'start': bench_start, 'speedrun': bench_speedrun, 'scaling': bench_scaling}
+
+def main(argv):
+    "-> a list of what failed"
+    argv, rest = list(argv), []
+    if '--' in argv: argv, rest = argv[:argv.index('--')], argv[argv.index('--') + 1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument('what', choices=[*BENCHES, 'all'])
+    parser.add_argument('--compile', action=argparse.BooleanOptionalAction, help='torch.compile; default: on CUDA')
+    for name, text in (('quick', 'the first size, 3 rounds, sides start together; scaling: a minute'),
+                       ('together', 'the sides start at once: sooner done, first_step_s then means nothing'),
+                       *((n, argparse.SUPPRESS) for n in ('memory', 'quiet', 'here'))):
+        parser.add_argument('--' + name, action='store_true', help=text)
+    sizes = '; '.join(f'{k}: {" ".join(v)}' for k, v in SIZES.items())
+    for name, default, text in (
+            ('device', 'cpu', 'cpu, cuda, cuda:1'), ('dtype', '', 'bf16 or float32; default: bf16 on CUDA'),
+            ('size', '', f'one or more, with commas. {sizes}'), ('rows', 0, 'of a batch; 0: as the size says'),
+            ('set', '', 'more fields of the Config: n_layer=2,n_embd=64'), ('dropout', 0.0, 'of both sides'),
+            ('repeat', 5, 'rounds'), ('inner', 0, 'steps timed together; 0: as many as take --turn seconds of ours'),
+            ('turn', 1.0, 'seconds'), ('tokens', 64, 'to decode'), ('sides', '', 'only these: ours,transformers tuned'),
+            ('seeds', 5, 'speedrun: how many'), ('first_seed', 1337, 'speedrun'),
+            ('results', 'results.md', 'speedrun: table to append to'), ('out', 'bench.jsonl', 'lines of JSON'),
+            ('data', 'stdlib', 'start, scaling: what is trained on'), ('plot', 'scaling.svg', 'scaling: where to draw'),
+            ('widths', '', 'scaling: n_embd of the fit, such as 32,64,96,128'),
+            ('budgets', '', 'scaling: tokens seen, of the fit, such as 2.5e5,5e5,1e6'),
+            ('race', '', argparse.SUPPRESS), ('side', '', argparse.SUPPRESS)):
+        parser.add_argument('--' + name, default=default, type=type(default), help=text.replace('%', '%%'))
+    args = parser.parse_args(argv)
+    args.argv, args.rest, args.failures = argv + ['--'] * bool(rest) + rest, rest, []
+    if args.what == 'speedrun' and '--device=cpu' not in rest:             # what the rows say about the machine
+        import torch
+        args.device = 'cuda' if torch.cuda.is_available() else args.device
+    cuda = args.device.startswith('cuda')
+    args.dtype = {'bf16': 'bfloat16', '': 'bfloat16' if cuda else 'float32'}.get(args.dtype, args.dtype)
+    args.compile = cuda if args.compile is None else args.compile
+    if args.quick: args.repeat, args.together = min(args.repeat, 3), True
+    if args.side: BENCHES[args.what](args)
+    for name in [n for n in BENCHES if n not in ('speedrun', 'scaling')] if args.what == 'all' else [args.what]:
+        sizes = args.size.split(',')
+        if name in SIZES and not args.size: sizes = usual(args, name)[:1 if args.quick else None]
+        for size in () if args.side else sizes:
+            now = copy.copy(args)
+            now.what, now.size = name, size
+            attempt(now, BENCHES[name])
+    return args.failures
 
 if __name__ == '__main__':
-    argv, rest = sys.argv[1:], []
-    if '--' in argv: argv, rest = argv[:argv.index('--')], argv[argv.index('--') + 1:]
-    steps = {f: functools.partial(bench_step, family=f) for f in ('gpt', 'bert', 't5', 'electra', 'lora')}
-    benches = dict(bpe=bench_bpe, **steps, sample=bench_sample, data=bench_data, speedrun=bench_speedrun, scaling=bench_scaling)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument('what', choices=[*benches, 'all'])
-    parser.add_argument('--compile', action='store_true', help='torch.compile on both sides')
-    for name, default, text in (
-            ('device', 'cpu', 'cpu, cuda, cuda:1'), ('dtype', '', 'bf16 or float32; default: bf16 on CUDA'), ('rows', 0, 'of a batch; 0: as the size says'),
-            ('size', '', '; '.join(f'{k}: {" ".join(v)}' for k, v in SIZES.items())), ('set', '', 'more fields of the Config: n_layer=2,n_embd=64'),
-            ('dropout', 0.0, 'of both sides'), ('repeat', 5, 'rounds'), ('inner', 0, 'steps timed together; 0: 1 on a CPU, 10 on CUDA'),
-            ('tokens', 64, 'to decode'), ('sides', '', 'only these sides of a race: ours,transformers'), ('seeds', 5, 'speedrun: how many'),
-            ('first_seed', 1337, 'speedrun'), ('launch', '', 'speedrun: what starts train.py, such as "torchrun --standalone --nproc_per_node=8"'),
-            ('results', 'results.md', 'speedrun: table to append to'), ('T', '64,128,256,512', 'scaling: lengths'), ('B', '2,8,32', 'scaling: rows'),
-            ('L', '2,4,8', 'scaling: layers'), ('data', 'stdlib', 'scaling: text, read as bytes'), ('widths', '32,64,96,128', 'scaling: n_embd of the fit'),
-            ('budgets', '2.5e5,5e5,1e6,2e6', 'scaling: tokens seen, of the fit'), ('plot', 'scaling.svg', 'scaling: where to draw'),
-            ('out', 'bench.jsonl', 'lines of JSON'), ('race', '', argparse.SUPPRESS), ('side', '', argparse.SUPPRESS)):
-        parser.add_argument('--' + name, default=default, type=type(default), help=text)
-    args = parser.parse_args(argv)
-    args.rest, args.dtype = rest, {'bf16': 'bfloat16', '': 'bfloat16' if args.device.startswith('cuda') else 'float32'}.get(args.dtype, args.dtype)
-    args.inner = args.inner or (10 if args.device.startswith('cuda') else 1)
-    for name, bench in benches.items():
-        if name == args.what or args.what == 'all' and name not in ('speedrun', 'scaling'):
-            try: bench(args)
-            except SystemExit as e:                      # one that cannot run leaves the others
-                if args.what != 'all': raise
-                print(e)
-            gc.collect()
+    try: failures = main(sys.argv[1:])
+    except (ValueError, RuntimeError) as e: sys.exit(f'error: {e}')
+    sys.exit(f'{len(failures)} failed: {"; ".join(failures)}' if failures else 0)

@@ -185,7 +185,7 @@ PRESETS = {  # preset: its millions in the paper, our exact number, the same mod
 }
 
 
-@pytest.mark.parametrize('preset', [p for p in bert.presets if p not in ('small', 'maelm-base')])
+@pytest.mark.parametrize('preset', [p for p in bert.presets if p not in ('small', 'maelm-base', 'speedrun-crammed')])
 def test_presets_have_the_sizes_of_the_papers(preset):
     millions, exact, theirs = PRESETS[preset]
     with torch.device('meta'): model = bert.Model(bert.Config(**bert.presets[preset]))

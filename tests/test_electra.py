@@ -67,13 +67,15 @@ def test_twins_are_the_same_in_both_files():
     assert len(marked) == open(electra.__file__, encoding='utf-8').read().count('# same as bert.py') >= 12
     for name in marked: assert ours[name][0] == theirs[name][0], f'{name} differs from bert.py'
 
-    config = small(kind='none')
-    model = model_of(config)
-    common = {f.name for f in dataclasses.fields(bert.Config)} & {f.name for f in dataclasses.fields(electra.Config)}
-    twin = bert.Model(bert.Config(**{n: getattr(config, n) for n in common})).eval()
-    twin.load_state_dict(model.state_dict(), strict=True)
-    ids, mask = torch.randint(0, 99, (3, 20)), torch.rand(3, 20) > 0.3
-    for args in ((ids,), (ids, ids % 2, mask)): assert (model.hidden(*args) - twin.hidden(*args)).abs().max() < 1e-5
+    for changes in ({}, dict(positions='rotary', pre_norm=True, gated=True)):
+        config = small(kind='none', **changes)
+        model = model_of(config)
+        common = {f.name for f in dataclasses.fields(bert.Config)} & {f.name for f in dataclasses.fields(electra.Config)}
+        twin = bert.Model(bert.Config(**{n: getattr(config, n) for n in common})).eval()
+        if config.pre_norm: twin.encoder.blocks[0].norm_1 = bert.make_norm(twin.config)        # there the embeddings come normed
+        twin.load_state_dict(model.state_dict(), strict=True)
+        ids, mask = torch.randint(0, 99, (3, 20)), torch.rand(3, 20) > 0.3
+        for args in ((ids,), (ids, ids % 2, mask)): assert (model.hidden(*args) - twin.hidden(*args)).abs().max() < 1e-5
 
 
 def test_imports_recipes_and_flags():
@@ -84,6 +86,7 @@ def test_imports_recipes_and_flags():
     imports = {a.name.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names} | {n.module.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert imports <= {'torch', 'numpy', 'dataclasses', 'functools', 'json', 'math', 're'}
     for changes, message in ((dict(objective='electr'), "'electr'"), (dict(share='some'), "'some'"), (dict(n_head=4), 'multiple of n_head=4'), (dict(mask_rate=1.5), 'share'),
+                             (dict(positions='sinusoidal'), "'sinusoidal'"), (dict(positions='rotary', n_embd=15, n_head=3, generator_size=1.0), 'is odd'),
                              (dict(share='all'), '--generator_size=1'), (dict(generator_steps=5), '--generator_size=1 --share=none'), (dict(generator_steps=5, **EQUAL), '--share=none'),
                              (dict(generator_heads=4), '--generator_heads'), (dict(generator_size=-1.0), 'generator_size=-1'), (dict(generator_size=0.01), '0 wide')):
         with pytest.raises(ValueError, match=message): small(**changes)
@@ -241,9 +244,11 @@ def test_loss_and_gradients_against_a_slow_reference(name):
     if not config.has_detector: return
     at = tuple(zip(*places))
     score, truth = model.logits(row)[at].detach().numpy(), fake[at].numpy()
+    rows = [np.equal(at[0], i) for i in range(len(row))]
+    auc = sum(r.sum() * (metrics.roc_auc_score(truth[r], score[r]) if 0 < truth[r].sum() < r.sum() else 0.5) for r in rows) / len(truth)
     assert not {'caught', 'flagged'} & set(got)
     assert abs(got['precision'] - metrics.precision_score(truth, score > 0)) < 1e-5 and abs(got['recall'] - metrics.recall_score(truth, score > 0)) < 1e-5
-    assert abs(got['auc'] - metrics.roc_auc_score(truth, score)) < 1e-4 and 0 < got['precision'] < 1 and 0 < got['recall'] < 1
+    assert abs(got['auc'] - auc) < 1e-4 and 0 < got['precision'] < 1 and 0 < got['recall'] < 1
 
 
 def test_plain_masked_language_model():
@@ -272,7 +277,7 @@ def test_parts_of_a_batch_add_up(name):
         runs.append((sums, {n: p.grad.clone() for n, p in model.named_parameters()}))
     assert abs(model(*tensors(arrays))[0] - runs[0][0]['loss']) < 1e-4     # without totals: a plain mean
     for sums, grads in runs[1:]:
-        for k, v in sums.items(): assert abs(v - runs[0][0][k]) < (0.2 if k == 'auc' else 1e-4), k
+        for k, v in sums.items(): assert abs(v - runs[0][0][k]) < 1e-4, k
         for n, g in grads.items(): assert (g - runs[0][1][n]).abs().max() < 1e-4, n
 
 
@@ -321,8 +326,9 @@ def test_area_under_the_curve():
     g = torch.Generator().manual_seed(0)
     scores, positive, judged = torch.randint(0, 9, (5, 41), generator=g).float(), torch.rand(5, 41, generator=g) > 0.8, torch.rand(5, 41, generator=g) > 0.3
     positive = positive & judged                                           # many ties
-    assert abs(electra.area_under_curve(scores, positive, judged) - roc_auc_score(positive[judged], scores[judged])) < 1e-5
-    assert electra.area_under_curve(scores, torch.zeros_like(positive), judged) == 0.5
+    got = electra.area_under_curve(scores, positive, judged)
+    for i in range(5): assert abs(got[i] - roc_auc_score(positive[i, judged[i]], scores[i, judged[i]])) < 1e-5
+    assert (electra.area_under_curve(scores, torch.zeros_like(positive), judged) == 0.5).all()
     assert electra.summary(dict(caught=0.0, flagged=0.0, replaced=0.0, auc=0.5)) == dict(precision=0.0, recall=0.0, replaced=0.0, auc=0.5)
 
 
@@ -541,7 +547,7 @@ def test_old_names_and_refusals():
     with pytest.raises(ValueError, match='lack.*LayerNorm'): electra.from_hf(good, {k: v for k, v in weights.items() if 'LayerNorm' not in k})
     with pytest.raises(ValueError, match='hold extra.thing'): electra.from_hf(good, weights | {'extra.thing': torch.zeros(1)})
     with pytest.raises(ValueError, match="lacks 'hidden_size'"): electra.from_hf({k: v for k, v in good.items() if k != 'hidden_size'}, weights)
-    for changes in (dict(gated=True), dict(activation='relu'), dict(n_segments=0)):
+    for changes in (dict(gated=True), dict(activation='relu'), dict(n_segments=0), dict(positions='rotary', n_embd=12, n_head=3), dict(pre_norm=True)):
         with pytest.raises(ValueError, match='no electra with'): electra.to_hf(electra.Model(small(**changes)))
     parts = [electra.to_hf(model_of(small())), electra.to_hf_generator(model_of(small(n_hidden=80)))]
     with pytest.raises(ValueError, match='generator has n_hidden=40.*expects 22'):
@@ -631,7 +637,7 @@ def test_pretraining_through_the_trainer(prepared, tmp_path):
     """train.py on electra.py: both losses fall, it saves, opens again, shows."""
     flags = f'--model=electra --data={prepared} --n_layer=1 --n_head=2 --n_embd=32 --embed_dim=16 --n_hidden=32 --generator_size=0.5 --block_size=32 --batch_size=16 --max_iters=40 --eval_interval=40'
     got = train.main([*flags.split(), '--eval_iters=16', '--log_interval=40', '--device=cpu', '--compile=false', f'--out_dir={tmp_path}/out'])
-    assert got['val_generator_loss'] < 3.8 and got['val_discriminator_loss'] < 0.6 and got['val_loss'] < 34
+    assert got['val_generator_loss'] < 4.2 and got['val_discriminator_loss'] < 0.6 and got['val_loss'] < 34
     model, tokenizer = train.load_model(f'{tmp_path}/out')
     assert model.config.mask_id == tokenizer.mask and 'replaced tokens caught' in electra.show(model, tokenizer, tokenizer.encode('one plus two is three; three minus one is two.'))
 

@@ -311,7 +311,7 @@ def test_from_a_model_of_text(corpus, data, tmp_path, capsys):
 @pytest.fixture(scope='module')
 def tuned(data, tmp_path_factory):
     out = str(tmp_path_factory.mktemp('tuned') / 'out')
-    flags = '--batch_size=8 --max_iters=250 --eval_interval=250 --learning_rate=0.01'.split()
+    flags = '--batch_size=8 --max_iters=400 --eval_interval=400 --learning_rate=0.01'.split()
     train.main([*TINY, f'--data={data["messages"]}', f'--out_dir={out}', *flags])
     return out
 

@@ -531,9 +531,9 @@ def test_who_imports_whom():
         found = set(imports(f'{ROOT}/{name}.py')) - set(sys.stdlib_module_names) - {''}
         if name in ('gpt', 'bert', 't5', 'electra'): allowed = {'torch', 'numpy'}
         elif name == 'bpe': allowed = {'numpy', 'tiktoken', 'regex', 'requests'}
-        elif name == 'lora': allowed = {'torch', 'numpy', 'train'}
+        elif name == 'lora': allowed = {'torch', 'numpy', 'regex', 'train'}
         elif name.startswith('data/'): allowed = {'numpy', 'tiktoken', 'regex', 'requests', 'bpe', 'data', 'text'}
-        else: allowed = {'torch', 'numpy', 'bpe', 'data', 'train', 'lora', 'sample'} | behind_a_flag.get(name + '.py', set())
+        else: allowed = {'torch', 'numpy', 'adapters', 'bpe', 'data', 'train', 'lora', 'sample'} | behind_a_flag.get(name + '.py', set())
         assert found <= allowed, f'{name}.py imports {found - allowed}'
 
 
