@@ -168,8 +168,8 @@ recipe = dict(preset='small', vocab_multiple=128)
 recipes = {
     'small': dict(optimizer='muon', learning_rate=1e-2, min_lr=0.0, muon_lr=0.03, batch_size=8, max_iters=700,
                   warmup_iters=10, lr_schedule='linear', eval_interval=100, eval_iters=64),
-    'speedrun-cpu': dict(optimizer='muon', learning_rate=3e-3, min_lr=0.0, muon_lr=0.02, batch_size=16, max_iters=500,
-                         warmup_iters=10, lr_schedule='linear', eval_interval=50, eval_iters=20),
+    'speedrun-cpu': dict(optimizer='muon', learning_rate=3e-3, min_lr=0.0, muon_lr=0.03, batch_size=16, max_iters=180,
+                         warmup_iters=10, lr_schedule='linear', eval_interval=20, eval_iters=20),
     # 524,288 tokens a step; evaluated on the first 10,485,760 tokens of FineWeb's validation shard; the goal is 3.28
     'speedrun-gpt2-exact': dict(learning_rate=6e-4, min_lr=0.0, batch_size=512, micro_batch_size=32, max_iters=19073,
                                 warmup_iters=700, eval_interval=250, eval_iters=10240),    # llm.c's: 10 B tokens
