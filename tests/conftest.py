@@ -1,6 +1,6 @@
 """What the tests share: the project's root on the path, one thread a process, a small prepared text, forked runs of the
 trainer, and tests that are skipped unless asked for (--slow, or -m slow)."""
-import json, os, signal, socket, subprocess, sys, time
+import contextlib, json, os, signal, socket, subprocess, sys, time
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')            # tiny models; and subprocesses that the tests start
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -47,8 +47,9 @@ def prepared(corpus, tmp_path_factory):
 # A process that has imported everything and run nothing (one thread, no operator), so that each run of the trainer is a
 # fork: a new process, to be killed at will, without the seconds that importing torch takes.
 ZYGOTE = """
-import json, os, sys, time
+import json, os, signal, sys, time
 sys.path.insert(0, {root!r})
+signal.signal(signal.SIGHUP, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest under nohup
 import torch, train, bert, electra, gpt, t5
 import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
 from data import text
@@ -143,6 +144,7 @@ def forks(tmp_path_factory):
     if not hasattr(os, 'fork') or not os.path.isdir('/proc/self/task'): pytest.skip('needs fork and /proc')
     zygote = Zygote(tmp_path_factory.mktemp('forks'))
     yield zygote
-    for r in zygote.runs: r.kill()                       # left by a test that failed
+    for r in zygote.runs:                                # left by a test that failed
+        with contextlib.suppress(ProcessLookupError): r.kill()
     zygote.process.stdin.close()
     zygote.process.wait(20)
