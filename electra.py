@@ -13,7 +13,8 @@ Paper: ELECTRA, Clark et al. 2020 (2003.10555): the objective 2, sharing, sizes 
 Where we depart from it: rows are windows of running text, always full, so that all T tokens of a row are real; exactly
 K tokens are chosen in each. A sample is drawn by inverting the distribution function at a random number that belongs to
 the row, which has the distribution of the Gumbel trick but is the same however a batch is split over micro-batches and
-ranks. Without shared embeddings the generator's keep their width.
+ranks. Without shared embeddings the generator's keep their width. The
+default run has a modern encoder (rotary positions, pre-norm), which learns in far fewer steps.
 
 Letters: B batch, T tokens, C width, E width of the embeddings, H heads, D head width, F hidden width of the MLP,
 V vocabulary, K chosen tokens of a row, L tokens of text in a row, N choices.
@@ -345,7 +346,7 @@ def predict(model, arrays, examples, tokenizer=None):
     return out
 
 # ---------------------------------------------------------------------------------------------------------------------
-# modules: BERT's encoder, post-norm with learned positions
+# modules: BERT's encoder, or with positions=rotary and pre_norm a modern one
 
 def rotary(width, positions, theta=1e4):
     """Cosine and sine of every pair's angle. (T,) -> two of (T, 1, D/2), in fp32"""

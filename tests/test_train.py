@@ -541,3 +541,31 @@ def test_no_work_at_import():
     code = 'import sys, torch, numpy; a = set(sys.modules); import gpt; print(torch.is_grad_enabled(), torch.get_default_dtype(), sorted(m for m in set(sys.modules) - a if not m.startswith(("torch", "gpt"))) and "")'
     r = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert r.stdout.startswith('True torch.float32'), r.stderr
+
+
+@pytest.mark.parametrize('exact', [True, False])
+def test_products_by_onednn_stay_those_of_fp32(exact, monkeypatch, tmp_path):
+    """Where oneDNN would take bf16 inside (AMX), or MKL is as good (no AMD), torch's setting stays."""
+    matmul = getattr(torch.backends.mkldnn, 'matmul', None)
+    if not hasattr(matmul, 'fp32_precision'): pytest.skip('this torch has no such setting')
+    before, real, cpu = matmul.fp32_precision, torch.Tensor.__matmul__, tmp_path / 'cpuinfo'
+    inside = torch.float64 if exact else torch.bfloat16                    # whatever this machine has
+    product = lambda a, b: real(a.to(inside), b.to(inside)).to(a.dtype) if a.dtype == torch.float32 else real(a, b)
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512')
+    monkeypatch.setattr(train, 'open', lambda *a: open(cpu), raising=False)
+    monkeypatch.setattr(torch.Tensor, '__matmul__', product)
+    try:
+        for vendor, wanted in (('GenuineIntel', 'ieee'), ('AuthenticAMD', 'bf16' if exact else 'ieee')):
+            cpu.write_text(f'vendor_id : {vendor}')
+            matmul.fp32_precision = 'ieee'
+            train.wide_products()
+            assert matmul.fp32_precision == wanted, vendor
+    finally: matmul.fp32_precision = before
+
+
+def test_plain_attention_for_short_rows_on_a_cpu():
+    try:
+        for kind, length, fused in (('cpu', 256, False), ('cpu', 257, True), ('cuda', 64, True)):
+            train.pick_attention(torch.device(kind), length)
+            assert torch.backends.cuda.flash_sdp_enabled() == fused
+    finally: torch.backends.cuda.enable_flash_sdp(True)
