@@ -726,8 +726,9 @@ def replaced(model, ids, segments=None, mask=None):
 
 @torch.no_grad()
 def show(model, tokenizer, ids, n=96):
-    """Validation text in which the generator (without one: chance) replaced every seventh token or so, and what the
-    discriminator makes of it. With another head: the last part of some examples, the prediction and the truth."""
+    """Validation text in which the generator (without one: chance) replaced every seventh token or so, and which tokens
+    the discriminator takes for replaced: as many as there are, the likeliest ones, since a young discriminator gives
+    few of them more than 0.5. With another head: the last part of some examples, the prediction and the truth."""
     c, device = model.config, model.embeddings.tokens.weight.device
     if isinstance(ids[0], dict):
         lines, names = [], json.loads(c.labels) if c.labels and c.n_labels else []
@@ -753,15 +754,17 @@ def show(model, tokenizer, ids, n=96):
         new[places] = sample(model.generator.mlm(x),
                              torch.from_numpy(rng.integers(0, 2 ** 31, len(places))).to(device)).cpu()
     else: new[places] = rng.permutation(ids)[:len(places)]
-    flags, text, run = replaced(model, torch.from_numpy(new)[None].to(device))[0].cpu().numpy() > 0.5, '', []
+    chance, fake = replaced(model, torch.from_numpy(new)[None].to(device))[0].cpu().numpy()[1:-1], (new != old)[1:-1]
+    flags, text, run = np.zeros(len(fake), bool), '', []
+    flags[np.argsort(-chance, kind='stable')[:fake.sum()]] = True
     # runs of tokens that need no mark are decoded together
-    for a, b, flag in list(zip(old.tolist(), new.tolist(), flags))[1:-1]:
+    for a, b, flag in zip(old[1:-1].tolist(), new[1:-1].tolist(), flags):
         if a == b and not flag: run.append(b); continue
         word = tokenizer.decode([b]) + ('' if a == b else '|' + tokenizer.decode([a]))
         text, run = text + tokenizer.decode(run) + (f'?{word}?' if a == b else f'[{word}]' if flag else f'({word})'), []
-    fake = new != old
-    return (f'{text}{tokenizer.decode(run)}\n    >>> {(fake & flags)[1:-1].sum()} of {fake.sum()} replaced tokens '
-            f'caught: [new|old] caught, (new|old) missed, ?token? {(flags & ~fake)[1:-1].sum()} false alarms')
+    return (f'{text}{tokenizer.decode(run)}\n    >>> {(fake & flags).sum()} of {fake.sum()} replaced tokens caught among '
+            f'the {fake.sum()} likeliest: [new|old] caught, (new|old) missed, ?token? {(flags & ~fake).sum()} false alarms; '
+            f'{(chance > 0.5).sum()} have a probability over 0.5')
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Hugging Face: our names and theirs. Where theirs are several, ours holds their rows one after another. '~' stands for

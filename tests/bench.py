@@ -286,15 +286,19 @@ def twin(file, config, to_hf='to_hf'):
         return getattr(transformers, hf['architectures'][0]).from_pretrained(tmp)
 
 def stepper(args, device, model, optimizer, inputs, compiled, loss_of):
-    "-> step(): forward, backward, update; returns the loss. step.attention(): the kernel in use"
+    """-> step(): forward, backward, update; returns the loss. step.attention(): the kernel in use. compiled: False, True
+    or 'reduce-overhead', which is CUDA graphs: as train.py then, gradients keep their memory"""
     import torch, train
-    dtype, net = getattr(torch, args.dtype), torch.compile(model.train()) if compiled else model.train()
+    dtype, mode = getattr(torch, args.dtype), compiled if isinstance(compiled, str) else None
+    net = torch.compile(model.train(), mode=mode) if compiled else model.train()
+    for p in model.parameters() if mode else (): p.grad = torch.zeros_like(p) if p.requires_grad else None
     inputs = {k: torch.from_numpy(a).to(device) for k, a in inputs.items()}
     cast = lambda: torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     call = lambda f: f(*inputs.values()) if '0' in inputs else f(**inputs)
     def step():
+        if mode: torch.compiler.cudagraph_mark_step_begin()
         with cast(): loss = loss_of(call(net))
-        loss.backward(); optimizer.step(); optimizer.zero_grad()
+        loss.backward(); optimizer.step(); optimizer.zero_grad(set_to_none=not mode)
         return loss.detach()
     def attention():
         with torch.no_grad(), cast(): return train.attention_backend(lambda: call(model))
@@ -339,13 +343,14 @@ def bench_step(args, family):
             import peft
             return peft.get_peft_model(twin(file, config), peft.LoraConfig(
                 r=8, lora_alpha=16, target_modules=['c_attn'], lora_dropout=0.0, fan_in_fan_out=True))
-    def ours(saved=False):
+    def ours(saved=False, graphs=False):
         import lora, train
         model, device = our_model(args, file, dataclasses.replace(config, checkpoint_activations=saved))
         if family == 'lora': lora.wrap(model, rank=8, alpha=16, match='qkv')
         optimizer, = train.make_optimizers(model, train.Config(learning_rate=1e-4), device)
         inputs = {str(i): a for i, a in enumerate(arrays)}
-        return stepper(args, device, model, optimizer, inputs, args.compile, lambda out: out[0])
+        compiled = 'reduce-overhead' if graphs else args.compile
+        return stepper(args, device, model, optimizer, inputs, compiled, lambda out: out[0])
     def other(compiled=False, tuned=True, saved=False):
         import train
         device = train.pick_device(args.device) if tuned else torch.device(args.device)
@@ -361,7 +366,9 @@ def bench_step(args, family):
     sides = {'ours': ours, f'{name} tuned': other, f'{name} plain': side(other, tuned=False)}
     if args.memory: sides = {'ours': ours, 'ours checkpointed': side(ours, saved=True), f'{name} tuned': other,
                              f'{name} checkpointed': side(other, saved=True), f'{name} plain': side(other, tuned=False)}
-    elif args.compile: sides[f'{name} compiled'] = side(other, compiled=True)
+    elif args.compile:
+        sides[f'{name} compiled'] = side(other, compiled=True)
+        if args.device.startswith('cuda'): sides['ours with graphs'] = side(ours, graphs=True)
     with torch.device('meta'): flops = file.Model(config).flops() * rows if family != 'lora' else 0     # frozen: fewer
     tokens, how = ids.size + targets.size * (family == 't5'), ' memory' if args.memory else ' step'
     out = race(args, f'{family} {size}{how}, {shape}, {args.dtype}', 'tokens/s', tokens, sides, flops)

@@ -618,16 +618,26 @@ def test_padding_and_depths():
     with pytest.raises(ValueError, match='38 tokens.*block_size=37'): model.logits(torch.zeros(1, 38, dtype=torch.long))
 
 
-def test_show_marks_what_is_caught_and_missed(tokenizer):
+def test_show_marks_what_is_caught_and_missed(tokenizer, monkeypatch):
     text = b'a line of text to replace something in, and more of it'
     for changes in ({}, dict(generator_size=0.0), dict(share='none')):
         model = model_of(ready(tokenizer, n_layer=1, **changes), spread=0.0)
-        for bias in (9.0, -9.0):
-            with torch.no_grad(): model.detector.out.bias.fill_(bias)
+        for caught in (0, 2, 99):                        # the places that get the highest probabilities
+            def verdicts(model, ids):
+                fake = ids[0, 1:-1] != torch.tensor(list(text))
+                right, wrong = fake.nonzero()[:, 0][:caught], (~fake).nonzero()[:, 0]
+                chance = torch.full((1, len(text) + 2), 0.1)
+                chance[0, 1 + wrong] = 0.3
+                chance[0, 1 + right] = 0.6
+                return chance
+            monkeypatch.setattr(electra, 'replaced', verdicts)
             shown, told = electra.show(model, tokenizer, np.frombuffer(text, np.uint8)).rsplit('\n', 1)
             n = int(told.split(' of ')[1].split()[0])
-            assert 5 <= n <= 7 and f'>>> {n * (bias > 0)} of {n} replaced tokens caught' in told and f'{(len(text) - n) * (bias > 0)} false alarms' in told
-            assert shown.count('?') == 2 * (len(text) - n) * (bias > 0)
+            right = min(caught, n)
+            assert 5 <= n <= 7 and f'>>> {right} of {n} replaced tokens caught among the {n} likeliest' in told
+            assert f'{n - right} false alarms; {right} have a probability over 0.5' in told
+            assert len(re.findall(r'\?.\?', shown)) == n - right and len(re.findall(r'\((?:<\|.*?\|>|.)\|.\)', shown, re.S)) == n - right
+            assert len(re.findall(r'\[(?:<\|.*?\|>|.)\|.\]', shown, re.S)) == right
             original = re.sub(r'[\[(](?:<\|.*?\|>|.)\|(.)[\])]', r'\1', shown.replace('?', ''), flags=re.S)
             assert original == text.decode()
     assert electra.show(model_of(ready(tokenizer, objective='replace-mlm')), tokenizer, np.frombuffer(text, np.uint8)) == ''
