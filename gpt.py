@@ -74,7 +74,7 @@ class Config:
     objective: str = 'next'      # next | prefix: a random prefix is read both ways, the loss is on the rest
     n_predict: int = 1           # tokens predicted at each place: 1 plain, 4 as in Gloeckle et al.
     # speed and memory
-    loss_chunk: int = 0          # tokens whose logits are held at once; the rest is computed again backward. 0: all
+    loss_chunk: int = 0          # tokens whose logits are held at once; 0: all, on a CPU at most 2^25 logits
     checkpoint_activations: bool = False  # keep only the input of each block and compute the rest again backward
     residual_autocast: bool = False  # under autocast keep the residual stream in bf16 too: faster, slightly less exact
 
@@ -444,6 +444,35 @@ class Cache:
         return self.k[layer][:, :, :S], self.v[layer][:, :, :S]
 
 
+class ChunkedLoss(torch.autograd.Function):
+    """Sum of -log p(target) as Model.nll has it, a few tokens at a time. What the backward pass needs, the gradients of x
+    (N, C) and of the head's weight (rows, C), is computed right away: only the logits of one chunk ever exist."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, V, chunk):
+        loss, trains = x.new_zeros((), dtype=torch.float), weight.requires_grad
+        dx, dw = torch.empty_like(x), torch.zeros_like(weight) if trains else None
+        for i in range(0, len(x), chunk):
+            part, t = x[i:i + chunk], targets[i:i + chunk, None]
+            z = F.linear(part, weight)[:, :V]                              # (n, V), in autocast's dtype
+            p, at = z.softmax(-1, dtype=torch.float), t.clamp(min=0)
+            top, i_top = z.max(-1, keepdim=True)                           # log of the sum: of the largest, less log p
+            nll = top.float() - p.gather(1, i_top).log() - z.gather(1, at).float()
+            loss += torch.where(t >= 0, nll, 0.0).sum()
+            p.scatter_add_(1, at, -torch.ones_like(nll))                   # the loss by the logits: p - [target]
+            d = p.mul_(t >= 0).to(z.dtype)
+            dx[i:i + chunk] = d @ weight[:V]
+            if trains and d.dtype == dw.dtype: dw[:V].addmm_(d.T, part)
+            elif trains: dw[:V] += d.T @ part
+        ctx.save_for_backward(dx, dw)
+        return loss
+
+    @staticmethod
+    def backward(ctx, g):
+        dx, dw = ctx.saved_tensors
+        return dx.mul_(g), None if dw is None else dw.mul_(g), None, None, None     # a second backward is refused
+
+
 class Model(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -505,9 +534,12 @@ class Model(nn.Module):
     def head_loss(self, block, x, turn, mask, targets):
         x, targets = self.norm(self.run(block, x, turn, mask)).flatten(0, 1), targets.flatten().clamp(min=-1)
         c, N = self.config, len(x)
-        chunk = c.loss_chunk or N
-        if chunk >= N: return self.nll(x, targets)
-        pieces = zip(x.split(chunk), targets.split(chunk))
+        many = x.device.type == 'cpu' and N * c.vocab_size >> 22           # there it is as fast, in half the memory
+        chunk = c.loss_chunk or -(-N // (1 + (N * c.vocab_size >> 25 if many else 0)))
+        if chunk >= N and not many: return self.nll(x, targets)
+        if torch.is_grad_enabled() and type(self.head) is nn.Linear:
+            return ChunkedLoss.apply(x, self.head.weight, targets, c.vocab_size, chunk)
+        pieces = zip(x.split(chunk), targets.split(chunk))                 # an adapter on the head: computed twice
         return sum(checkpoint(self.nll, *piece, use_reentrant=False) for piece in pieces)
 
     def forward(self, ids, *rest, totals=None):
