@@ -594,7 +594,7 @@ class Encoder(nn.Module):
         if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         for i in range(self.n_layer):
-            local = c.window > 0 and i % c.global_every > 0
+            local = int(c.window > 0 and i % c.global_every > 0)           # torch 2.9 compiles no index that is a bool
             block, args = self.blocks[i % len(self.blocks)], (x, turns[local], masks[local])
             x = (checkpoint(block, *args, use_reentrant=False)
                  if c.checkpoint_activations and self.training else block(*args))

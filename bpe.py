@@ -526,16 +526,33 @@ class Tokenizer:
     def save(self, path):
         write(path, self.dumps())
 
-    def save_hf(self, path):
-        """Writes tokenizer.json, and beside it what transformers' AutoTokenizer asks for; path: a folder."""
-        spec = self.spec()
+    def save_hf(self, path, cls=None, sep=None, double=False, segments=False, length=0):
+        """
+        Writes tokenizer.json, and beside it what transformers' AutoTokenizer asks for; path: a folder. sep, cls: ids
+        that the model puts around texts, so that transformers does: (cls) a sep, for two (cls) a sep b sep, `double`
+        with two between them. segments: the model tells the second text's tokens apart. length: what it reads at most.
+        """
+        spec, name = self.spec(), {i: s for s, i in self.special.items()}
+        if sep in name and (cls is None or cls in name) and \
+                (spec.get('post_processor') or {}).get('type') in (None, 'ByteLevel'):  # a published one knows best
+            mark = lambda i, side: [{'SpecialToken': {'id': name[i], 'type_id': side}}]
+            text = lambda side: [{'Sequence': {'id': 'AB'[side], 'type_id': int(side and segments)}}]
+            ends = mark(sep, 0), mark(sep, int(segments))
+            single = (mark(cls, 0) if cls is not None else []) + text(0) + ends[0]
+            spec = {**spec, 'post_processor': {
+                'type': 'TemplateProcessing', 'single': single,
+                'pair': single + (ends[0] if double else []) + text(1) + ends[1],
+                'special_tokens': {name[i]: {'id': name[i], 'ids': [i], 'tokens': [name[i]]}
+                                   for i in (cls, sep) if i is not None}}}
         added = [added_token(s, i, s in self.special, self.strip.get(s, ''))
                  for s, i in sorted({**self.added, **self.special}.items(), key=lambda item: item[1])]
         spec = {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': None,
                 'pre_tokenizer': None, 'post_processor': None, 'decoder': None, **spec}
-        name = {i: s for s, i in self.special.items()}
         roles = dict(eos=self.eot, bos=self.bos, pad=self.pad, cls=self.cls, sep=self.sep, mask=self.mask, unk=self.unk)
         config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False,
+                  # without this line some versions give type ids to all models, and GPT-2 adds them to its input
+                  'model_input_names': ['input_ids', *['token_type_ids'] * segments, 'attention_mask'],
+                  **({'model_max_length': length} if length else {}),
                   **{f'{role}_token': name[i] for role, i in roles.items() if i is not None}}
         os.makedirs(path, exist_ok=True)
         write(os.path.join(path, 'tokenizer.json'), json.dumps(spec, ensure_ascii=False))
@@ -647,11 +664,13 @@ class Char(Tokenizer):
                              '--tokenizer=bpe') from None
 
 
-def char(texts):
+def char(texts, special=SPECIALS):
+    """One id per character. The special ones are those of all families, so that what is prepared serves any model file;
+    a vocabulary for one of them can do with fewer (bpe.py train --model=char --special=...)."""
     chars = sorted(set().union(*([texts] if isinstance(texts, str) else texts)))
     if not chars:
         raise ValueError('no text to take characters from: the input is empty')
-    return Char(name='char', tokens=chars, special={s: len(chars) + i for i, s in enumerate(SPECIALS)})
+    return Char(name='char', tokens=chars, special={s: len(chars) + i for i, s in enumerate(special)})
 
 
 def byte():
@@ -1325,7 +1344,8 @@ def main(argv=None):
     add['train']('--input', nargs='+', required=True, metavar='FILE', help='UTF-8 text files, .gz too')
     add['train']('--vocab_size', type=int, default=8192, help='ids in all: bytes, merges and special tokens')
     add['train']('--out', required=True, help='FILE.json in our format, or FOLDER/ in the Hugging Face layout')
-    add['train']('--model', default='bpe', choices=['bpe', 'wordpiece', 'unigram'])
+    add['train']('--model', default='bpe', choices=['bpe', 'wordpiece', 'unigram', 'char'],
+                 help='char: an id per character, whatever --vocab_size says')
     add['train']('--pattern', default='gpt2', help='how bpe cuts text: gpt2, cl100k, o200k or a regular expression')
     add['train']('--special', default=','.join(SPECIALS[:5]) + ',sentinels', help='names with commas between, or none')
     for name in ('encode', 'decode', 'show'):
@@ -1375,15 +1395,17 @@ def train_command(args):
             print(f'\r{line}\033[K', end='', file=sys.stderr, flush=True)
     special = [s for s in args.special.split(',') if s and s != 'none']
     special = [t for s in special for t in (SPECIALS[5:] if s == 'sentinels' else [s])]
-    tokenizer = train(read_texts(args.input, args.pattern), args.vocab_size, args.pattern, special, args.model,
-                      progress=progress)
+    texts = read_texts(args.input, args.pattern)
+    tokenizer = (char((''.join(set(t)) for t in texts), special) if args.model == 'char' else
+                 train(texts, args.vocab_size, args.pattern, special, args.model, progress=progress))
     if args.out.endswith(os.sep):
         tokenizer.save_hf(args.out)
     else:
         tokenizer.save(args.out)
     print('\r\033[K' * sys.stderr.isatty(), end='', file=sys.stderr)
     print(f'{args.out}: {tokenizer.vocab_size} ids in {time.perf_counter() - start:.2f} s'
-          + f' (the text has no pairs left for {args.vocab_size})' * (tokenizer.vocab_size < args.vocab_size))
+          + f' (the text has no pairs left for {args.vocab_size})' * (tokenizer.vocab_size < args.vocab_size
+                                                                      and args.model != 'char'))
 
 
 if __name__ == '__main__':

@@ -762,8 +762,9 @@ def show(model, tokenizer, ids, n=96):
         if a == b and not flag: run.append(b); continue
         word = tokenizer.decode([b]) + ('' if a == b else '|' + tokenizer.decode([a]))
         text, run = text + tokenizer.decode(run) + (f'?{word}?' if a == b else f'[{word}]' if flag else f'({word})'), []
-    return (f'{text}{tokenizer.decode(run)}\n    >>> {(fake & flags).sum()} of {fake.sum()} replaced tokens caught among '
-            f'the {fake.sum()} likeliest: [new|old] caught, (new|old) missed, ?token? {(flags & ~fake).sum()} false alarms; '
+    n, right = fake.sum(), (fake & flags).sum()
+    return (f'{text}{tokenizer.decode(run)}\n    >>> {right} of {n} replaced tokens caught among the {n} likeliest: '
+            f'[new|old] caught, (new|old) missed, ?token? {n - right} false alarms; '
             f'{(chance > 0.5).sum()} have a probability over 0.5')
 
 # ---------------------------------------------------------------------------------------------------------------------

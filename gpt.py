@@ -386,8 +386,8 @@ class Attention(nn.Module):
         if self.config.qk_norm: q, k = self.q_norm(q), self.k_norm(k)
         if turn: q, k = rotate(q, *turn), rotate(k, *turn)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D), two of (B, G, T, D)
-        if write: k, v = write(k, v)                                       # (B, G, S, D)
-        if G < H and T == 1 and write:  # the heads of a group become rows of queries: no key is copied
+        if write is not None: k, v = write(k, v)                           # (B, G, S, D)
+        if G < H and T == 1 and write is not None:  # the heads of a group become rows of queries: no key is copied
             q, mask = q.reshape(B, G, H // G, D), mask.view(-1, G, H // G, mask.size(-1)) if mask.size(1) == H else mask
         elif G < H:
             k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)
@@ -445,24 +445,25 @@ class Cache:
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Sum of -log p(target) as Model.nll has it, a few tokens at a time. What the backward pass needs, the gradients of x
-    (N, C) and of the head's weight (rows, C), is computed right away: only the logits of one chunk ever exist."""
+    """Sum of -log p(target) as Model.nll has it, a few tokens at a time. What the backward pass needs, the gradients of
+    x (N, C) and of the head's weight (rows, C), is computed right away: only the logits of one chunk ever exist."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, V, chunk):
-        loss, trains = x.new_zeros((), dtype=torch.float), weight.requires_grad
-        dx, dw = torch.empty_like(x), torch.zeros_like(weight) if trains else None
+        auto, trains = torch.is_autocast_enabled(x.device.type), weight.requires_grad
+        dtype = torch.get_autocast_dtype(x.device.type) if auto else x.dtype
+        wide, w, dx = torch.promote_types(dtype, torch.float), weight[:V].to(dtype), torch.empty_like(x)
+        loss, dw = x.new_zeros((), dtype=wide), torch.zeros_like(weight) if trains else None
         for i in range(0, len(x), chunk):
-            part, t = x[i:i + chunk], targets[i:i + chunk, None]
-            z = F.linear(part, weight)[:, :V]                              # (n, V), in autocast's dtype
-            p, at = z.softmax(-1, dtype=torch.float), t.clamp(min=0)
-            top, i_top = z.max(-1, keepdim=True)                           # log of the sum: of the largest, less log p
-            nll = top.float() - p.gather(1, i_top).log() - z.gather(1, at).float()
+            part, t = x[i:i + chunk].to(dtype), targets[i:i + chunk, None]
+            z, at = part @ w.T, t.clamp(min=0)                             # (n, V)
+            p, (top, i_top) = z.softmax(-1, dtype=wide), z.max(-1, keepdim=True)
+            nll = top.to(wide) - p.gather(1, i_top).log() - z.gather(1, at).to(wide)   # the sum's log: of the largest
             loss += torch.where(t >= 0, nll, 0.0).sum()
             p.scatter_add_(1, at, -torch.ones_like(nll))                   # the loss by the logits: p - [target]
-            d = p.mul_(t >= 0).to(z.dtype)
-            dx[i:i + chunk] = d @ weight[:V]
-            if trains and d.dtype == dw.dtype: dw[:V].addmm_(d.T, part)
+            d = p.mul_(t >= 0).to(dtype)
+            dx[i:i + chunk] = d @ w
+            if trains and dtype == dw.dtype: dw[:V].addmm_(d.T, part)
             elif trains: dw[:V] += d.T @ part
         ctx.save_for_backward(dx, dw)
         return loss

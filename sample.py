@@ -12,7 +12,7 @@
     python sample.py --init_from=bert/ --embed=lines.txt --out=vectors.npy                   # (lines, width) float32
     python sample.py --init_from=t5/ --prompt=FILE:lines.txt --beams=4 --out=german.txt      # a text in, a text out
 
-A FILE has a text a line; one that ends in .jsonl an object a line, with the columns that train.py takes for such data
+A FILE has a text a line (two with a tab between, if the model was trained on pairs); one that ends in .jsonl an object a line, with the columns that train.py takes for such data
 ("text", "text_b", "tokens", "choices", "input", "target"). - stands for the lines of stdin. From Python: `sample.main([...])`
 returns what it prints, `sample.generate(model, ids, 100)` continues ids (B, T), `sample.stream` does so token by token,
 `sample.score` gives the log-likelihood of any text after any other.
@@ -399,14 +399,21 @@ def show_progress(done, total):
 
 def inputs(flag, value, columns, bare=True):
     """What --flag=value names -> [dict]. columns: names that a line of .jsonl must have, ?: may have, *: a list of texts.
-    A plain line is the first of them. bare: a path needs no FILE: in front."""
+    A plain line is the first of them; where there must be several texts, they stand with tabs between. bare: a path needs
+    no FILE: in front."""
     from data import supervised
     path = value[5:] if value.startswith('FILE:') else \
         value if bare and (os.path.isfile(value) or re.fullmatch(r'\S+\.(jsonl|txt|tsv)', value)) else ''
     text, first = read_prompt(path and 'FILE:' + path or value, flag), columns.split()[0]
     lines = text.replace('\r\n', '\n').removesuffix('\n').split('\n') if path or value == '-' else [text]
-    plain = ({first.strip('*'): line.split() if '*' in first else line} for line in lines)
-    rows = dict(objects(path, lines, f'an object with {columns}') if path.endswith('.jsonl') else enumerate(plain, 1))
+    must = [c for c in columns.split() if '?' not in c and '*' not in columns]
+    def plain(line):
+        if len(must) < 2: return {first.strip('*'): line.split() if '*' in first else line}
+        parts = line.split('\t')
+        if len(parts) == len(must): return dict(zip(must, parts))
+        raise ValueError(f'{path or "--" + flag}{f" line {lines.index(line) + 1}" * (len(lines) > 1)}: {len(parts)} text{"s" * (len(parts) > 1)}; '
+                         f'expected {" and ".join(must)} with a tab between, or a .jsonl file with these columns')
+    rows = dict(objects(path, lines, f'an object with {columns}') if path.endswith('.jsonl') else enumerate(map(plain, lines), 1))
     for number, row in rows.items():
         for name in (c.strip('?*') for c in columns.split() if '?' not in c or c.strip('?*') in row):
             texts = lambda x: isinstance(x, list) and all(isinstance(t, str) for t in x) and (x or name == 'tokens')
@@ -574,12 +581,24 @@ def write(model, tokenizer, config):
 
 # ---------------------------------------------------------------------------------------------------- reading
 
+def trained_on(config):
+    """-> the columns of the examples that a run was trained on, with ? where some lacked it; [] if nothing tells"""
+    for path in (config.lora, config.init_from or config.out_dir):
+        if os.path.isdir(path): path = '' if os.path.exists(os.path.join(path, 'config.json')) else os.path.join(path, 'ckpt.pt')
+        if os.path.isfile(path): return train.load_checkpoint(path).get('columns', '').split()
+    return []
+
+
 def classify(model, tokenizer, config):
     """Of each text the label and their probabilities, a value (regression), a tag for each word, or the right choice."""
     file, kind, labels = file_of(model), model.config.kind, getattr(model.config, 'labels', '')
-    columns = dict(labelled='text text_b?', tagged='tokens*', choice='text choices*')[kind]
+    known, path = trained_on(config) if kind == 'labelled' else [], config.lora or config.init_from or config.out_dir
+    columns = dict(labelled='text text_b' if 'text_b' in known else 'text text_b?', tagged='tokens*', choice='text choices*')[kind]
     names = json.loads(labels) if labels else [str(i) for i in range(model.config.n_labels)]
-    examples = inputs('classify', config.classify, columns)
+    try: examples = inputs('classify', config.classify, columns)
+    except ValueError as e: raise ValueError(f'{e} ({path} was trained on pairs of texts)' if 'text_b' in known else e) from None
+    if odd := [e['text'] for e in examples if 'text_b' in e and known and not {'text_b', 'text_b?'} & {*known}]:
+        raise ValueError(f'--classify={config.classify}: {odd[0][:40]!r} has a "text_b", but {path} was trained on single texts: leave it out')
     rows, c = coded(model, tokenizer, [dict(e, label=0, tags=[0] * len(e.get('tokens', ()))) for e in examples])
     def work(arrays, rows):
         if kind == 'tagged': return [[names[i] for i in r['prediction']] for r in file.predict(model, arrays, rows, tokenizer)]

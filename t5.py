@@ -456,7 +456,7 @@ class Block(nn.Module):
         bool. write: puts keys and values into a cache and returns all that it holds."""
         y = self.norm_self(x)
         keys = self.attention.keys(y)
-        x = x + self.drop(self.attention(y, write(*keys) if write else keys, bias))
+        x = x + self.drop(self.attention(y, keys if write is None else write(*keys), bias))
         if memory is not None:
             x = x + self.drop(self.cross(
                 self.norm_cross(x), memory if isinstance(memory, tuple) else self.cross.keys(memory), real))
@@ -779,7 +779,8 @@ class _Seeded:  # the protocol's rng for one row
 
 @torch.no_grad()
 def show(model, tokenizer, ids):
-    """ids: (L,) tokens, or examples of input/target data -> the damaged text and what the model writes, as text"""
+    """ids: (L,) tokens, or examples of input/target data -> the damaged text and what the model writes. Of spans
+    the text with the fillings in their places: [filling], or [filling|truth] where it is wrong."""
     c, device, training, lines = model.config, model.tokens.weight.device, model.training, []
     model.eval()
     if c.kind == 'text': rows = [batch(lambda n: np.asarray(ids, np.int64)[None, :n], c, _Seeded(0))]
@@ -803,12 +804,13 @@ def show(model, tokenizer, ids):
         marks, fills = [sentinel(c, i) for i in range(c.n_sentinel)], []
         for row in (said, meant):                      # sentinel -> the tokens up to the next one
             cut = [k for k, i in enumerate(row) if i in marks] + [row.index(c.eot_id) if c.eot_id in row else len(row)]
-            fills.append({row[a]: tokenizer.decode(row[a + 1:b]) for a, b in zip(cut, cut[1:])})
-        for i, mark in enumerate(m for m in marks if m in fills[1]):
-            text = text.replace(tokenizer.decode([mark]), f'[{i}]', 1)
+            fills.append({row[a]: tokenizer.decode(row[a:b]).removeprefix(tokenizer.decode(row[a:a + 1]))
+                          for a, b in zip(cut, cut[1:])})  # after its sentinel: with the space that it may begin with
+        for mark, was in fills[1].items():
+            filled = fills[0].get(mark, '')
+            text = text.replace(tokenizer.decode([mark]), f'[{filled}]' if filled == was else f'[{filled}|{was}]', 1)
         right = sum(fills[0].get(m) == w for m, w in fills[1].items())
-        lines += [text, *(f'  [{i}] {fills[0].get(m, "")!r}  was {w!r}' for i, (m, w) in enumerate(fills[1].items())),
-                  f'  {right} of {len(fills[1])} right']
+        lines += [f'{text}\n  >>> {right} of {len(fills[1])} gaps filled as they were: [filling], or [filling|truth]']
     model.train(training)
     return '\n'.join(lines)
 

@@ -85,7 +85,7 @@ class Config:
     deterministic: bool = False     # bit-equal reruns on CUDA too (slower)
     device: str = 'auto'            # auto, cpu, cuda, cuda:1, mps
     dtype: str = 'auto'             # auto, bfloat16, float16, float32: what matrix products run in; weights stay fp32
-    compile: str = 'auto'           # torch.compile: auto (on CUDA), true, false
+    compile: str = 'auto'           # torch.compile: auto (on CUDA), true, false, max-autotune, reduce-overhead (graphs)
     shard: bool = False             # FSDP2: shard weights, gradients and optimizer over the ranks
     # batch and length
     batch_size: int = 64            # sequences of one optimizer step, over all devices
@@ -197,7 +197,7 @@ def parse(argv):
     given, saved = split_flags(argv), {}
     if value_of('resume', bool, given.get('resume', 'false')):
         saved = load_checkpoint(path := given.setdefault('out_dir', 'out/' + given.get('model', mine['model'])))
-        if missing := sorted(HOLDS.keys() - {'lora', 'source', 'base', 'skipped'} - saved.keys()):
+        if missing := sorted(HOLDS.keys() - {'lora', 'source', 'base', 'skipped', 'columns'} - saved.keys()):
             raise ValueError(f'--resume: the checkpoint in {path} lacks {missing[0]}, so its run cannot go on; '
                              f'start a new one from its weights with --init_from={path}')
         had = saved['model_name']
@@ -252,7 +252,8 @@ def parse(argv):
     config = Config(**{n: values[n] for n in mine})
     choices = dict(adapter=' lora bottleneck adamix prefix prompt bitfit',
                    optimizer='adamw muon adafactor', lr_schedule='cosine linear inverse_sqrt constant wsd',
-                   dtype='auto bfloat16 float16 float32', compile='auto true false', log_to=' wandb tensorboard')
+                   dtype='auto bfloat16 float16 float32', compile='auto true false max-autotune reduce-overhead',
+                   log_to=' wandb tensorboard')
     for n, allowed in choices.items():
         if values[n].lower() not in allowed.split(' '):
             names = allowed.split()
@@ -527,7 +528,7 @@ def load_checkpoint(path):
 # what a checkpoint holds
 HOLDS = dict(model=dict, config=dict, model_name=str, train=dict, tokenizer=str, source=str, base=str, lora=dict,
              optimizer=list, scaler=dict, data=dict, step=int, tokens=int, worse=int, evaluated=int,
-             train_seconds=(int, float), best=(int, float), skipped=int)
+             train_seconds=(int, float), best=(int, float), skipped=int, columns=str)
 
 def read_hf(folder):
     "a folder in the Hugging Face layout -> its config (dict) and weights (dict of tensors)"
@@ -618,13 +619,20 @@ def outline(file, config, origin, most):
         with untrusted(origin), torch.device('meta'): return file.Model(config)
     finally: hook.remove()
 
-def load_weights(model, weights, origin):
+def further(names): return f' (and {len(names) - 1} more)' if len(names) > 1 else ''
+
+def load_weights(model, weights, origin, hint=''):
     "load strictly; a mismatch is one line. Weights with an adapter of their own (load_parts) bring it along"
     if getattr(weights, 'adapter', None): lora.attach(model, 'default', **weights.adapter)
     try: model.load_state_dict(weights, strict=True, assign=any(p.is_meta for p in model.parameters()))
     except RuntimeError as e:
-        lines = [l.strip() for l in str(e).splitlines() if l.strip()]
-        raise ValueError(f'{origin}: the weights do not fit the model: {lines[:2][-1]}') from None
+        lines, own = [l.strip() for l in str(e).splitlines() if l.strip()], model.state_dict()
+        why, script = lines[:2][-1], type(model).__module__ + '.py'
+        if lacks := [k for k in own if k not in weights]:
+            why = f'Missing key {lacks[0]!r}{further(lacks)}, which {script} has with these settings'
+        elif extra := [k for k in weights if k not in own]:
+            why = f'Unexpected key {extra[0]!r}{further(extra)}, which {script} has not with these settings'
+        raise ValueError(f'{origin}: the weights do not fit the model: {why}{hint}') from None
 
 def load_model(path, device='cpu'):
     """-> (model in eval mode, tokenizer or None). path: an out_dir, a .pt file, or a folder in the Hugging Face layout.
@@ -645,7 +653,13 @@ def export_hf(file, model, tokenizer, folder, convert=None):
     write_safetensors(os.path.join(folder, 'model.safetensors'), {k: v.contiguous() for k, v in weights.items()})
     write_atomic(os.path.join(folder, 'config.json'), lambda f: f.write(json.dumps(config, indent=2).encode()))
     if tokenizer:
-        try: tokenizer.save_hf(folder)               # transformers has no file for some formats
+        c, around = model.config, {}                 # what encode() of the model file puts around a text
+        if hasattr(c, 'sep_id'):
+            around = {n: i if (i := getattr(c, n + '_id')) >= 0 else c.eot_id for n in ('cls', 'sep')}
+            around |= dict(double=getattr(c, 'double_sep', False), segments=getattr(c, 'n_segments', 0) > 1,
+                           length=c.block_size)
+        elif hasattr(file, 'generate'): around = dict(sep=c.eot_id)
+        try: tokenizer.save_hf(folder, **around)     # transformers has no file for some formats
         except ValueError as e: print(f'{folder}: without a tokenizer ({e})')
 
 def draw_curve(path, rows, title):
@@ -878,6 +892,10 @@ def open_data(config, file, flags, saved, origin, tokenizer):
         with tempfile.TemporaryDirectory() as tmp:
             tokenizer.save(os.path.join(tmp, 'tokenizer.json'))
             try: folder = text.resolve(config.data, os.path.join(tmp, 'tokenizer.json'), 0)
+            except OSError as e:                     # tells to run a script, but this file will be gone
+                e.args = tuple(a.replace(os.path.join(tmp, 'tokenizer.json'), origin) if isinstance(a, str) else a
+                               for a in e.args)
+                raise
             except ValueError as e:
                 if tmp not in str(e): raise
                 raise ValueError(f'{str(e).split(", asked")[0]}, {origin} was trained with {tokenizer.name} '
@@ -919,9 +937,13 @@ def open_weights(config, file, flags, values, saved):
         raise ValueError(f'--init_from={config.init_from} is an adapter ({weights.adapter["kind"]}) that no '
                          f'plain weights can hold: --resume --out_dir={config.init_from} goes on with it, '
                          'or start from its base')
-    if source is not file and 'model' in flags:
-        raise ValueError(f'--init_from={config.init_from} holds a model of {source.__name__}.py, '
-                         f'not of --model={config.model}')
+    if source is not file and 'model' in flags:      # a fork starts from its parent's weights, if it has its fields
+        fields, had = {f.name for f in dataclasses.fields(file.Config)}, dataclasses.asdict(given)
+        if lacks := [n for n in had if n not in fields]:
+            raise ValueError(f'--init_from={config.init_from} holds a model of {source.__name__}.py, '
+                             f'not of --model={config.model}, whose Config has no {lacks[0]}{further(lacks)}: '
+                             f'leave out --model, or keep the fields of {source.__name__}.py in a fork of it')
+        source, given = file, typed(file.Config, had, config.init_from)
     own = {f.name for f in dataclasses.fields(source.Config)} - {'vocab_size'}
     wanted = {n: v for n, v in {**getattr(source, 'finetune', {}), **flags}.items() if n in own}
     values = {**dataclasses.asdict(given), **wanted}
@@ -957,7 +979,8 @@ def build_model(file, mconfig, weights, origin, seed, new_task=False):
             fits = lambda k, w: k in own and (w.shape == own[k].shape or not head(k))
             kept = {k: w for k, w in own.items() if head(k)}                  # a body that lacks a layer is refused
             weights = {k: w for k, w in weights.items() if fits(k, w)}
-        load_weights(model, {**(kept if new_task else {}), **weights}, origin)            # on meta: do they fit?
+        load_weights(model, {**(kept if new_task else {}), **weights}, origin, '; take back what changed the model '
+                     f'(a flag, an edit of {file.__name__}.py), or add --new_weights to begin anew')  # on meta: a fit?
     torch.manual_seed(seed)
     model = file.Model(mconfig)
     if weights is not None: model.load_state_dict(weights, strict=False)
@@ -1187,6 +1210,21 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         steps = math.ceil(config.epochs * len(train_set) / config.batch_size)
         config = dataclasses.replace(config, max_iters=steps)
     if not config.eval_interval: config = dataclasses.replace(config, eval_interval=math.ceil(epoch))
+    if saved and (saved['step'] >= config.max_iters or 0 < config.time_limit <= saved['train_seconds']):
+        n, flag = saved['step'], 'max_iters'
+        if n < config.max_iters: flag = 'time_limit'
+        elif config.epochs: flag = 'epochs'
+        more = dict(max_iters=2 * max(n, 1), epochs=f'{2 * config.epochs:g}',
+                    time_limit=f'{2 * max(config.time_limit, saved["train_seconds"]):.3g}')[flag]
+        if rank == 0:
+            print(f'{config.out_dir} is finished: step {n} of {config.max_iters}'
+                  + f' (--{flag}={getattr(config, flag):g})' * (flag != 'max_iters')
+                  + f'; to go on: python train.py --resume --out_dir={config.out_dir} --{flag}={more}', flush=True)
+        if not flags.keys() & {'export_hf', 'merge'}:
+            return dict(steps=n, tokens=saved['tokens'], train_seconds=saved['train_seconds'], parameters=n_params,
+                        out_dir=config.out_dir, kind=meta['kind'])
+    seen = [e.keys() for e in train_set.examples]    # its columns; ? where not every example has it
+    columns = ' '.join(n + '?' * any(n not in e for e in seen) for n in sorted(set().union(*seen)))
     floor = {}                                       # what the commonest class alone would score
     if meta['kind'] == 'labelled' and meta['labels'] and meta['metric']:
         common = statistics.mode(e['label'] for e in train_set.examples)
@@ -1229,8 +1267,9 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         blocks = [b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m]
         for block in blocks: fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    compiled = config.compile.lower() == 'true' or config.compile.lower() == 'auto' and device.type == 'cuda'
-    fast = torch.compile(model) if compiled else model
+    how = config.compile.lower()
+    compiled, graphs = how != 'false' and (how != 'auto' or device.type == 'cuda'), '-' in how
+    fast = torch.compile(model, mode=how if graphs else None) if compiled else model
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     stage = getattr(model, 'before_step', lambda step: False)
     def distribute():                                # what hangs on the set of parameters that train
@@ -1252,7 +1291,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             with autocast(): (net(*first, totals=evaluation.totals)[0] * 0).backward()
             with torch.no_grad(), autocast(): model.eval(); fast(*first, totals=evaluation.totals); model.train()
         except Exception as e:
-            if not compiled or config.compile.lower() == 'true' or world > 1: raise
+            if how != 'auto' or not compiled or world > 1: raise
             log.say(f'torch.compile failed, going on without it (slower): {type(e).__name__}: {first_line(e)[:150]}')
             net = fast = model
         for p in model.parameters(): p.grad = None
@@ -1265,7 +1304,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                      skipped=skipped,
                      config=values, train=dataclasses.asdict(config), scaler=scaler.state_dict(), data=meta['sha256'],
                      model_name=file.__name__, source=open(file.__file__, encoding='utf-8').read(),
-                     tokenizer=tokenizer.dumps() if tokenizer else '', base=base)
+                     tokenizer=tokenizer.dumps() if tokenizer else '', base=base, columns=columns)
         path = os.path.join(config.out_dir, name)
         try: save_checkpoint(path, model, optimizers if name == 'ckpt.pt' else [], rank, **state); return True
         except OSError as e:
@@ -1361,11 +1400,14 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             (net, optimizers), best, worse, recent = distribute(), -math.inf, 0, []
         for group in (g for opt in optimizers for g in opt.param_groups):
             group['lr'] = group['peak'] * lr_at(step, config) * (step >= group['start'])
+        for p in model.parameters() if graphs else ():   # CUDA graphs reuse the memory of what they return: gradients
+            if p.requires_grad and p.grad is None: p.grad = torch.zeros_like(p)          # are added to our own tensors
         for i, arrays in enumerate(micros):
             torch.manual_seed(int(keyed(config.seed, 3, step, rank, i)[0] >> np.uint64(1)))    # dropout and sampling
             last = i == len(micros) - 1
             if config.shard: model.set_requires_gradient_sync(last)
             with contextlib.nullcontext() if last or net is fast else net.no_sync():
+                if graphs: torch.compiler.cudagraph_mark_step_begin()
                 with autocast(): loss, stats = net(*arrays, totals=totals)
                 scaler.scale(loss * world).backward()          # DDP and FSDP average over the ranks
             parts = torch.stack([loss.detach().float(), *(stats[k].float() for k in sorted(stats))])
@@ -1386,7 +1428,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             sums = now if sums is None else sums + now
             for opt in optimizers: scaler.step(opt)
         scaler.update()
-        for opt in optimizers: opt.zero_grad(set_to_none=True)
+        for opt in optimizers: opt.zero_grad(set_to_none=not graphs)
         step, tokens = step + 1, tokens + config.batch_size * tokens_per_row
         micros, totals, signalled, late = fetch(step)          # while the device works
 
@@ -1420,7 +1462,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         elif config.export_hf:
             export_hf(file, model, tokenizer, config.export_hf)
             log.say(f'Hugging Face folder: {config.export_hf}')
-        say_result(log, final, evaluation.goal, best_name, began)
+        if not saved or step > saved['step']: say_result(log, final, evaluation.goal, best_name, began)
     if world > 1: dist.barrier()
     return final
 
@@ -1432,6 +1474,10 @@ def out_of_memory(e):
 def cli():
     "main for the shell: a user's mistake is one line and a non-zero exit status"
     try: main()
+    except SystemExit as e:
+        if e.code: raise
+        with contextlib.suppress(OSError): sys.stdout.flush()
+        os._exit(0)                                  # --help: taking torch down takes half a second
     except (Exception, KeyboardInterrupt) as e:
         ranks, error = 'RANK' in os.environ, ''
         if isinstance(e, KeyboardInterrupt): error = 'stopped'

@@ -97,19 +97,21 @@ def rows(lines, path, columns, names):
 
 
 def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='sst2'):
-    "-> data/glue-TASK, labelled, or data/glue-TASK-text, pairs. source: a folder with GLUE's folders, or one of these"
+    "-> data/glue-TASK, labelled, or data/glue-TASK-text, pairs. source: GLUE's folders, one, or its .zip"
     if task not in tasks: raise ValueError(f'--task={task}: expected one of {", ".join(tasks)}')
     base, text_to_text = task.removesuffix('-text'), task.endswith('-text')
     folder_name, archive, columns, names, metric = TASKS[base]
     dev = {'mnli': 'dev_matched.tsv', 'mnli-mm': 'dev_mismatched.tsv'}.get(base, 'dev.tsv')
     def get(name, url): return text.fetch(name, url, 'glue', sha256=SHA256[name], max_bytes=1 << 29)
     def lines(name):
-        if source:
+        zipped = source if source.endswith('.zip') else os.path.join(source, archive)
+        if source and not (archive and os.path.isfile(zipped)):
             folder = os.path.join(source, folder_name) if os.path.isdir(os.path.join(source, folder_name)) else source
             path = text.fetch(name, URL + archive if archive else MRPC, 'glue', folder)
             with text.reading(path), io.TextIOWrapper(text.open_binary(path), 'utf-8', newline='\n') as f: yield from f
         elif archive:
-            with zipfile.ZipFile(get(archive, URL + archive)) as z, z.open(f'{folder_name}/{name}') as f:
+            zipped = zipped if source else get(archive, URL + archive)
+            with text.reading(zipped), zipfile.ZipFile(zipped) as z, z.open(f'{folder_name}/{name}') as f:
                 yield from io.TextIOWrapper(f, 'utf-8', newline='\n')
         else:                                            # MRPC: one file, and the pairs of ids GLUE took for validation
             with open(get('mrpc_dev_ids.tsv', URL + 'mrpc_dev_ids.tsv')) as f:

@@ -21,7 +21,7 @@ and renamed when it is whole; whoever comes second waits and finds it.
     python data/text.py books/ --tokenizer=gpt2 --out=data/books
 """
 import argparse, codecs, collections, concurrent.futures, contextlib, difflib, functools, glob, gzip, hashlib, importlib
-import inspect, json, multiprocessing, os, re, shutil, signal, sys, zipfile, zlib
+import inspect, json, multiprocessing, os, re, shlex, shutil, signal, sys, zipfile, zlib
 
 import numpy as np
 try: import fcntl
@@ -78,7 +78,11 @@ def files(source):
             folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__pycache__')
             for p in (os.path.join(folder, n) for n in sorted(names) if not n.startswith('.')):
                 if os.path.isfile(p) and os.path.getsize(p): (found if is_text(p) else skipped).append(p)
-    if not found: raise ValueError(f'{source}: no text in it; expected UTF-8 files, .jsonl, or .gz of these')
+    if not found:
+        what = (f'{len(skipped)} files, none of them UTF-8 text: {skipped[0]}' + ', ...' * (len(skipped) > 1)
+                if skipped else 'no files but empty and hidden ones')
+        raise ValueError(f'{source}: no text in it ({what}); expected .txt or other UTF-8 files, .jsonl, or .gz of '
+                         'these: convert them (iconv, pdftotext), or name another folder or FILE')
     if skipped:
         print(f'{source}: left out {len(skipped)} files that are not UTF-8 text, like {skipped[0]}', file=sys.stderr)
     return found
@@ -609,9 +613,13 @@ def prepare(source, tokenizer='bpe', vocab_size=8192, out=''):
                 print(f'{path}: the column "{column}" is not used; did you mean "{like[0]}"? '
                       'As it is, "text" alone is learned', file=sys.stderr)
         if not kind:
+            column = json.dumps(next((c for c in row if isinstance(row[c], str) and len(c) < 50), 'NAME'))
+            how = f'rename one, like jq -c {shlex.quote(f"{{text: .[{column}]}}")} {path} > new.jsonl'
+            if row.keys() & {'instruction', 'conversations'}:
+                how = f'python data/instruct.py --source={path} --out=DIR, then --data=DIR'
             raise ValueError(f'{path} line {number}: the columns are {supervised.columns(row)}; expected '
                              + ', or '.join(' and '.join(f'"{c}"' for c in s)
-                                            for sets in supervised.COLUMNS.values() for s in sets))
+                                            for sets in supervised.COLUMNS.values() for s in sets) + f': {how}')
     def write(folder, **tokenizing):
         if kind != 'text':
             return write_examples(folder, kind, lambda: examples(train, kind), val and (lambda: examples(val, kind)),
@@ -658,8 +666,8 @@ def resolve(data, tokenizer='', vocab_size=0):
             raise ValueError(f'--data={data}: {name} has {"the tasks " + ", ".join(known) if known else "no tasks"}; '
                              'expected --data='
                              + ' or --data='.join([name] + [f'{name}-{t}' for t in known]))
-        given = dict(tokenizer=tokenizer, vocab_size=vocab_size, task=task)
-        return module.prepare(**{k: v for k, v in given.items() if v})
+        given = {k: v for k, v in dict(tokenizer=tokenizer, vocab_size=vocab_size, task=task).items() if v}
+        with naming(name, given): return module.prepare(**given)
     if os.path.isdir(data) and is_prepared(data): return checked(data, tokenizer, vocab_size)
     if os.path.exists(data) or ',' in data: return cached(data, tokenizer or 'bpe', vocab_size)
     near = difflib.get_close_matches(os.path.basename(data.rstrip('/')), names(), 1, 0.5)
@@ -674,7 +682,17 @@ def fetch(name, url, folder, source='', sha256='', max_bytes=0):
     if not source: return download(url, os.path.join(HERE, 'downloads', folder, name), sha256, max_bytes)
     for path in (source, os.path.join(source, name), os.path.join(source, name + '.gz')):
         if os.path.isfile(path): return path
-    raise FileNotFoundError(f'--source={source}: no {name} or {name}.gz in it; get it from {url}')
+    raise FileNotFoundError(f'--source={source}: no {name} or {name}.gz in it; get it from {url}, then '
+                            'python data/NAME.py --source=FOLDER')
+
+@contextlib.contextmanager
+def naming(name, flags):
+    "errors that say what to type name the script, and the flags that it was given"
+    command = f'data/{name}.py' + ''.join(f' --{k}={shlex.quote(str(v))}' for k, v in flags.items())
+    try: yield
+    except (OSError, ValueError) as e:
+        e.args = tuple(a.replace('data/NAME.py', command) if isinstance(a, str) else a for a in e.args)
+        raise
 
 def script(prepare, doc):
     "the command line of a data set: a flag for each parameter of its prepare()"
@@ -683,8 +701,11 @@ def script(prepare, doc):
     for name, p in inspect.signature(prepare).parameters.items():
         if p.default is p.empty: parser.add_argument(name)
         else: parser.add_argument('--' + name, type=type(p.default), default=p.default, help=f'default: {p.default!r}')
-    try: print(prepare(**vars(parser.parse_args())))
+    given, name = vars(parser.parse_args()), os.path.basename(sys.argv[0])
+    try:
+        flags = {k: v for k, v in given.items() if k != 'source' and v != parser.get_default(k)}
+        with naming(name.removesuffix('.py'), flags): print(prepare(**given))
     except KeyboardInterrupt: sys.exit('interrupted: nothing half made is left')
-    except (ValueError, OSError) as e: sys.exit(f'{os.path.basename(sys.argv[0])}: {e}')
+    except (ValueError, OSError) as e: sys.exit(f'{name}: {e}')
 
 if __name__ == '__main__': script(prepare, __doc__)

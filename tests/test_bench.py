@@ -37,7 +37,7 @@ def test_training_steps(run, family, more):
         assert ('tflops' in side) == ('of_matmul' in side) == (family != 'lora') and 'mfu' not in side
         # ELECTRA draws its own samples, so that a loss of few tokens may be further off
         if family != 'electra': assert 'DIFFERS' not in side
-    assert row['torch'] == torch.__version__ and row['hardware'] and row['command'].startswith('python tests/bench.py')
+    assert torch.__version__.startswith(row['torch']) and row['hardware'] and row['command'].startswith('python tests/bench.py')
     for decoding in others: assert {'ours', 'transformers'} == {*decoding['sides']} and 'DIFFERS' not in str(decoding)
     assert len(others) == 2 * (family == 't5')
 

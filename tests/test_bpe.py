@@ -671,7 +671,36 @@ def test_hugging_face_reads_what_we_write(pattern, tmp_path):
         bpe.byte().save_hf(str(tmp_path))
 
 
+def test_texts_are_framed_in_what_hugging_face_reads(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    t = bpe.train(TEXTS, 520)
+    def opened(*args, **how):
+        t.save_hf(str(tmp_path), *args, **how)
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / 'tokenizer.json'))
+    a, b = t.encode('low lower'), t.encode('new')
+    framed = lambda hf: (hf('low lower')['input_ids'], hf('low lower', 'new')['input_ids'])
+    assert framed(opened()) == (a, a + b)
+    assert framed(opened(t.cls, t.sep)) == ([t.cls, *a, t.sep], [t.cls, *a, t.sep, *b, t.sep])
+    assert framed(opened(t.eot, t.eot, double=True)) == ([t.eot, *a, t.eot], [t.eot, *a, t.eot, t.eot, *b, t.eot])
+    assert framed(opened(sep=t.eot)) == ([*a, t.eot], [*a, t.eot, *b, t.eot])
+    assert framed(opened(t.cls, 300)) == (a, a + b)                        # no special token: left alone
+    own = bpe.load(tmp_path)
+    for segments in (False, True):
+        own.save_hf(str(tmp_path / 'again'), own.cls, own.sep, segments=segments, length=7)
+        hf = transformers.AutoTokenizer.from_pretrained(str(tmp_path / 'again'))
+        types = [0] * (len(a) + 2) + [1] * (len(b) + 1)
+        assert hf('low lower', 'new').get('token_type_ids') == (types if segments else None) and hf.model_max_length == 7
+
+
 # ---- command line ------------------------------------------------------------------------------------------------
+
+def test_a_char_vocabulary_with_the_special_tokens_that_are_asked_for(tmp_path, capsys):
+    (tmp_path / 'text').write_text('héllo\nworld')
+    assert bpe.main(['train', '--model=char', f'--input={tmp_path}/text', '--special=<|endoftext|>', f'--out={tmp_path}/c.json']) == 0
+    t = bpe.load(tmp_path / 'c.json')
+    assert capsys.readouterr().out.startswith(f'{tmp_path}/c.json: 9 ids in') and t.vocab_size == 9 and t.special == {'<|endoftext|>': 8}
+    assert t.encode('low') == [bpe.char('héllo\nworld').encode(c)[0] for c in 'low'] and (t.eot, t.pad, t.sentinels) == (8, None, [])
+
 
 def run(*args, stdin=''):
     return subprocess.run([sys.executable, os.path.join(ROOT, 'bpe.py'), *args], input=stdin, capture_output=True, text=True, timeout=60)

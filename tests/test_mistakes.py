@@ -32,6 +32,7 @@ def world(corpus, tmp_path_factory):
     put('columns.jsonl', lines(dict(title='a', body='b'))), put('mixed.jsonl', lines(dict(text='a', label='x'), dict(text='b', label=3)))
     put('one.jsonl', lines(*[dict(text=f'{i}', label='x') for i in range(30)])), put('items.jsonl', lines(dict(query='a', choices=['b'], gold=7)))
     put('other.pt', b'no checkpoint at all'), put('nothing/readme.txt', 'x')
+    put('papers/a.pdf', b'%PDF\xff\0'), put('papers/b.pdf', b'%PDF\xff\0'), put('hollow/.hidden', 'x'), put('alpaca.jsonl', lines(dict(instruction='a', output='b')))
     real, text.HERE = text.HERE, str(root / 'made')
     try:
         for name, tokenizer, source in (('chars', 'char', 'sums.txt'), ('bytes', 'byte', 'sums.txt'), ('pairs', 'bpe', 'sums.txt'),
@@ -116,7 +117,10 @@ train --data={w}/lacks.jsonl --tokenizer=byte           | lacks.jsonl line 2: no
 train --data={w}/types.jsonl --tokenizer=byte           | types.jsonl line 2: "text" is 5; expected a string
 train --data={w}/mixed.jsonl --tokenizer=byte           | some labels are strings \('x'\), some are numbers \(3\); expected one type
 train --data={w}/one.jsonl --tokenizer=byte             | every label is 'x'; expected at least two different ones
-train --data={w}/columns.jsonl                          | columns.jsonl line 1: the columns are title, body; expected "text"
+train --data={w}/columns.jsonl                          | columns.jsonl line 1: the columns are title, body; expected "text" .*: rename one, like jq -c '\{text: .\["title"\]\}' .*columns.jsonl > new.jsonl
+train --data={w}/alpaca.jsonl                           | the columns are instruction, output; expected .*: python data/instruct.py --source=.*alpaca.jsonl --out=DIR, then --data=DIR
+train --data={w}/papers                                 | papers: no text in it \(2 files, none of them UTF-8 text: .*a.pdf, ...\); expected .txt or other UTF-8 files, .* name another folder or FILE
+train --data={w}/hollow                                 | hollow: no text in it \(no files but empty and hidden ones\); expected
 train --data={w}/nothing/nothing.txt                    | no data set, file or folder of that name
 train --data={w}/chars --tokenizer=byte                 | is prepared with the tokenizer char .*asked for is --tokenizer=byte: leave that out
 train --data={w}/pairs --vocab_size=300                 | asked for is --vocab_size=300: leave that out
@@ -143,9 +147,11 @@ train --init_from=nowhere                               | no checkpoint nowhere:
 train --init_from={w}/nothing                           | no checkpoint in .*nothing: expected .*ckpt.pt
 train --init_from={w}/other.pt                          | other.pt: cannot be read as a checkpoint
 train --init_from={w}/theirs.pt                         | theirs.pt: not a checkpoint of this trainer \(it lacks model, config or model_name\)
-train --init_from={w}/run --model=bert                  | holds a model of gpt.py, not of --model=bert
-train --init_from={w}/run --n_embd=48                   | the weights do not fit the model: size mismatch
-train --init_from={w}/run --n_layer=4                   | the weights do not fit the model
+train --init_from={w}/run --model=bert                  | holds a model of gpt.py, not of --model=bert, whose Config has no .* more\): leave out --model
+train --init_from={w}/bert --model=gpt                  | holds a model of bert.py, not of --model=gpt, whose Config has no .* more\): leave out --model
+train --init_from={w}/bert --model=electra              | holds a model of bert.py, not of --model=electra, whose Config has no
+train --init_from={w}/run --n_embd=48                   | the weights do not fit the model: size mismatch .*; take back what changed the model \(a flag, .*--new_weights
+train --init_from={w}/run --n_layer=4                   | the weights do not fit the model: Missing key 'blocks.2.*' \(and \d+ more\), which gpt.py has with these settings
 train --init_from={w}/run --data={w}/bytes              | is prepared with the tokenizer byte .* was trained with char .*: pass the text itself
 train --init_from={w}/hf_type                           | config.json has model_type 'mamba'; known: .*gpt2
 train --init_from={w}/hf_size                           | is \(\d+, 24\), config.json says \(\d+, 48\)
@@ -211,7 +217,7 @@ data.text {w}/cut.gz                                    | cut.gz: broken or trun
 data.text {w}/sums.txt --tokenizer=nowhere.json         | --tokenizer=nowhere.json: .*expected bpe, char, byte, gpt2
 data.text {w}/sums.txt --out={w}/run                    | exists and is no prepared folder \(it has no meta.json\): move it away
 data.glue --task=sst3                                   | --task=sst3: expected one of cola, sst2
-data.glue --task=rte --source=nowhere                   | --source=nowhere: no .*train.tsv or train.tsv.gz in it
+data.glue --task=rte --source=nowhere                   | --source=nowhere: no .*train.tsv or train.tsv.gz in it; get it from http.*RTE.zip, then python data/glue.py --task=rte --source=FOLDER
 data.instruct --share=2                                 | --share=2.0: expected a share between 0 and 1
 data.instruct --source={w}/sums.txt                     | sums.txt line 1: not a JSON object
 data.summarize --source={w}/columns.jsonl --input=text  | columns.jsonl line 1: no "text" column
@@ -219,7 +225,7 @@ data.wikitext --task=3                                  | --task=3: expected 2 o
 data.fineweb --shards=200                               | --shards=200: expected 1 to 103
 data.fineweb --tokenizer=byte                           | the shards hold tokens of gpt2; leave it out
 data.openwebtext --subsets=99                           | --subsets=99: expected 1 to 21
-data.shakespeare --source=nowhere                       | --source=nowhere: no input.txt or input.txt.gz in it
+data.shakespeare --source=nowhere                       | --source=nowhere: no input.txt .* get it from http.*, then python data/shakespeare.py --source=FOLDER
 """
 ROWS = [tuple(part.strip() for part in line.split(' | ', 1)) for line in TABLE.splitlines() if line.strip()]
 
@@ -264,6 +270,34 @@ def test_a_mistake(command, says, world, monkeypatch, capfd):
     after = tree(world)
     changed = [p for p in before | after if before.get(p) != after.get(p)]
     assert all(p == str(world) or p.startswith(str(world / 'made')) for p in changed), changed     # where data is prepared
+
+
+@pytest.mark.parametrize('program, flags, says', [
+    ('train', ['--model=bert', '--data=glue-sst2', '--tokenizer=byte'], 'python data/glue.py --tokenizer=byte --task=sst2 --source=FOLDER'),
+    ('train', ['--init_from={w}/run', '--data=shakespeare'], 'python data/shakespeare.py --tokenizer={w}/run --source=FOLDER'),
+    ('data.glue', ['--task=rte-text', '--vocab_size=999'], 'python data/glue.py --vocab_size=999 --task=rte-text --source=FOLDER'),
+    ('data.fineweb', ['--shards=1', '--out={w}/made/fine'], 'python data/fineweb.py --out={w}/made/fine --shards=1 --source=FOLDER')])
+def test_a_failed_download_says_what_to_type(program, flags, says, world, monkeypatch, capfd):
+    from data import download
+    def unreachable(*a): raise ConnectionRefusedError('refused')
+    monkeypatch.setattr(download, 'receive', unreachable)
+    monkeypatch.chdir(world / 'here')
+    monkeypatch.setattr(text, 'HERE', str(world / 'made'))
+    assert run_here(program, [f.format(w=world) for f in flags] + ['--device=cpu'] * (program == 'train'), monkeypatch) == 1
+    line, = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert 'could not reach http' in line and line.endswith('get the file by hand and run ' + says.format(w=world)), line
+
+
+def test_glue_takes_the_archive_that_was_fetched_by_hand(tmp_path):
+    import zipfile
+    from data import glue
+    rows = lambda n: 'sentence\tlabel\n' + ''.join(f'film {i}\t{i % 2}\n' for i in range(n))
+    with zipfile.ZipFile(tmp_path / 'SST-2.zip', 'w') as z: z.writestr('SST-2/train.tsv', rows(9)), z.writestr('SST-2/dev.tsv', rows(4))
+    for i, source in enumerate((tmp_path, tmp_path / 'SST-2.zip')):
+        meta = text.open_meta(glue.prepare('byte', source=str(source), out=str(tmp_path / f'out{i}'), task='sst2'))
+        assert (meta['train_examples'], meta['val_examples'], meta['labels']) == (9, 4, ['negative', 'positive'])
+    with open(tmp_path / 'SST-2.zip', 'r+b') as f: f.truncate(40)
+    with pytest.raises(ValueError, match='SST-2.zip: a broken .zip'): glue.prepare('byte', source=str(tmp_path), out=str(tmp_path / 'out2'), task='sst2')
 
 
 def test_the_table_is_long(): assert len(ROWS) == len({c for c, _ in ROWS}) >= 140

@@ -630,6 +630,47 @@ def test_values_tags_choices(hf, tmp_path, capsys, monkeypatch):
     assert record['probabilities'] == pytest.approx(dict(enumerate(p.tolist())), abs=1e-5) and record['prediction'] == int(p.argmax())
 
 
+def test_pairs_of_texts(tmp_path, capsys):
+    """A run on pairs wants pairs, one on single texts single ones; where the data had both, or nobody knows, all is taken."""
+    pairs, path = [dict(text=f'is it {i}', text_b=f'it is {i % 3}', label='ny'[i % 3 == 0]) for i in range(24)], tmp_path / 'x.jsonl'
+    flags = '--model=bert --preset=small --n_layer=1 --n_head=2 --n_embd=24 --n_hidden=37 --block_size=29 --batch_size=4 --max_iters=1 --device=cpu'.split()
+    from data import text
+    def trained(name, keep):
+        path.write_text(''.join(json.dumps({k: v for k, v in row.items() if keep(i) or k != 'text_b'}) + '\n' for i, row in enumerate(pairs)))
+        train.main([*flags, f'--data={text.prepare(str(path), "byte", out=str(tmp_path / ("data" + name)))}', f'--out_dir={tmp_path}/{name}'])
+        capsys.readouterr()
+        return lambda asked: sample.main([f'--out_dir={tmp_path}/{name}', f'--classify={asked}', '--device=cpu'])['records']
+    both, single, mixed = trained('both', lambda i: True), trained('single', lambda i: False), trained('mixed', lambda i: i % 2)
+    (tmp_path / 'p.tsv').write_text('is it 3\tit is 0\nis it 4\tit is 1\n')
+    (tmp_path / 'p.jsonl').write_text(''.join(json.dumps({k: v for k, v in row.items() if k != 'label'}) + '\n' for row in pairs[3:5]))
+    (tmp_path / 's.txt').write_text('is it 3\tit is 0\nis it 4\n')
+    (tmp_path / 's.jsonl').write_text('{"text": "is it 3"}\n')
+    tabs, lines = both(tmp_path / 'p.tsv'), both(tmp_path / 'p.jsonl')
+    assert [(r['text'], r['text_b']) for r in tabs] == [('is it 3', 'it is 0'), ('is it 4', 'it is 1')] and tabs == lines
+    assert both('is it 3\tit is 0')[0]['probabilities'] == pytest.approx(tabs[0]['probabilities'], abs=1e-6)
+    for asked, says in (('is it 3', r'--classify: 1 text; expected text and text_b with a tab between, or a .jsonl file with these columns \(.*both was trained on pairs of texts'),
+                        (tmp_path / 's.txt', 's.txt line 2: 1 text; expected text and text_b with a tab between'), (tmp_path / 's.jsonl', 's.jsonl line 1: no "text_b" column .*trained on pairs')):
+        with pytest.raises(ValueError, match=says): both(asked)
+    with pytest.raises(ValueError, match="'is it 3' has a \"text_b\", but .*single was trained on single texts: leave it out"): single(tmp_path / 'p.jsonl')
+    assert len(single(tmp_path / 's.txt')) == 2 and 'text_b' not in single('is it 3\tit is 0')[0]                 # a tab is text
+    assert len(mixed(tmp_path / 's.jsonl') + mixed(tmp_path / 'p.jsonl')) == 3
+    for name in ('both', 'single'):                                        # an older checkpoint does not tell
+        saved = torch.load(tmp_path / name / 'ckpt.pt', weights_only=True)
+        assert saved.pop('columns') == dict(both='label text text_b', single='label text')[name]
+        torch.save(saved, tmp_path / name / 'ckpt.pt')
+    assert len(both(tmp_path / 's.txt') + both(tmp_path / 'p.jsonl') + single(tmp_path / 'p.jsonl')) == 6
+
+
+def test_a_prompt_that_is_a_file_is_text_and_says_so(run_folder, hf, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'p.jsonl').write_text('{"text": "a [MASK]"}\n')
+    result, out, err = call(capsys, f'--out_dir={run_folder}', '--prompt=p.jsonl', '--max_new_tokens=2')
+    assert result['prompt'] == 'p.jsonl' and [line for line in err.splitlines() if 'FILE' in line] == ['--prompt=p.jsonl is taken as a text; --prompt=FILE:p.jsonl reads the file']
+    with pytest.raises(ValueError, match='no gap to fill'): call(capsys, f'--init_from={hf("ForMaskedLM")[0]}', '--prompt=p.jsonl')
+    assert '--prompt=FILE:p.jsonl reads the file' in capsys.readouterr().err
+    assert 'FILE' not in call(capsys, f'--init_from={hf("ForMaskedLM")[0]}', '--prompt=FILE:p.jsonl')[2] + call(capsys, f'--out_dir={run_folder}', '--prompt=none.jsonl', '--max_new_tokens=2')[2]
+
+
 def test_a_checkpoint_of_our_own_names_its_labels(tmp_path, capsys):
     for labels, names in (('["no", "yes", "so"]', {'no', 'yes', 'so'}), ('', {'0', '1', '2'})):
         folder = encoder(tmp_path, 'labelled', bpe.byte(), n_labels=3, labels=labels, name=f'run{len(labels)}')

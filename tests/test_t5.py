@@ -491,7 +491,27 @@ def test_show():
         m = model(**{'vocab_size': tokenizer.vocab_size, 'eot_id': tokenizer.eot, 'pad_id': tokenizer.pad, 'objective': objective, **t5.fill(tokenizer)})
         text = t5.show(m, tokenizer, np.array(tokenizer.encode('the quick brown fox jumps over the lazy dog and runs')))
         assert 'brow' in text or 'lazy' in text or 'quick' in text
-        assert ('[0]' in text and 'right' in text) == (objective == 'spans')
+        assert ('gaps filled as they were' in text) == (objective == 'spans')
+
+
+def test_fillings_are_shown_in_their_places(monkeypatch):
+    """What stands between the brackets is the model's; with the truth in them the text is the one that was damaged."""
+    import bpe
+    tokenizer, said = bpe.train(['the quick brown fox jumps over the lazy dog'] * 9, 420), 'the quick brown fox jumps over the lazy dog and runs to the brown dog over it'
+    m = model(**{'vocab_size': tokenizer.vocab_size, 'eot_id': tokenizer.eot, 'pad_id': tokenizer.pad, 'objective': 'spans', 'density': 0.3, **t5.fill(tokenizer)})
+    ids = np.array(tokenizer.encode(said))
+    target = t5.batch(lambda n: ids[None, :n], m.config, t5._Seeded(0))[-1][0]
+    target = target[target >= 0].tolist()
+    gaps = [i for i in target if i in tokenizer.sentinels]
+    assert len(gaps) > 1
+    def told(row):
+        monkeypatch.setattr(t5, 'generate', lambda *a, **k: torch.tensor([row]))
+        return t5.show(m, tokenizer, ids).split('\n  >>> ')
+    text, line = told(target)
+    assert text.count('[') == len(gaps) and text.replace('[', '').replace(']', '') == said + '<|endoftext|>' and line.startswith(f'{len(gaps)} of {len(gaps)} gaps')
+    at = target.index(gaps[1])
+    wrong, line = told(target[:1] + tokenizer.encode(' cat') + target[at:])
+    assert wrong.startswith(text.split('[')[0] + '[ cat|') and wrong.replace('[ cat|', '[') == text and line.startswith(f'{len(gaps) - 1} of {len(gaps)} gaps')
 
 
 def test_flops():

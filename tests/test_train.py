@@ -390,13 +390,100 @@ def test_a_copied_model_file_trains(prepared, tmp_path, monkeypatch):
     sys.modules.pop('mine'); sys.path.remove(str(tmp_path))
 
 
+def test_a_fork_starts_from_its_parents_weights(tiny, prepared, tmp_path, monkeypatch):
+    """A copy of gpt.py takes gpt.py's weights, also with a new field; one with other weights or without a field is told which."""
+    r, parent = tiny()
+    source = open(gpt.__file__).read()
+    def fork(name, *changes):
+        text = source
+        for old, new in changes: assert text.count(old) >= 1; text = text.replace(old, new, 1)
+        (tmp_path / f'{name}.py').write_text(text)
+        return train.main([f'--model={name}', f'--init_from={parent}', f'--data={prepared}', f'--out_dir={tmp_path}/{name}', '--max_iters=0', '--device=cpu', '--batch_size=8', '--eval_iters=11'])
+    monkeypatch.chdir(tmp_path)
+    field, layer = '    n_layer: int =', 'class Model(nn.Module):\n'
+    try:
+        found = fork('mine', (field, '    my_own: int = 7              # a new field\n' + field))
+        assert found['val_loss'] == pytest.approx(r['val_loss'], abs=1e-6) and train.load_checkpoint(found['out_dir'])['config']['my_own'] == 7
+        assert_equal(weights(found['out_dir']), weights(parent)) and type(train.load_model(found['out_dir'])[0]).__module__ == 'mine'
+        with pytest.raises(ValueError, match=r"fit the model: Missing key 'my_own', which more.py has with these settings; .*an edit of more.py.*--new_weights"):
+            at = source.index('        super().__init__()', source.index(layer))
+            fork('more', (source[source.index(layer):at + 26], source[source.index(layer):at + 26] + '\n        self.my_own = nn.Parameter(torch.zeros(3))'))
+        with pytest.raises(ValueError, match="fit the model: Unexpected key 'blocks.1.*' .and \\d+ more., which less.py has not"):
+            fork('less', ('Block(config) for _ in range(config.n_layer)', 'Block(config) for _ in range(config.n_layer - 1)'))
+        with pytest.raises(ValueError, match='holds a model of gpt.py, not of --model=lacks, whose Config has no n_layer.*: leave out --model, or keep the fields of gpt.py'):
+            fork('lacks', (field, '    layers: int ='))
+    finally:
+        for name in ('mine', 'more', 'less', 'lacks'): sys.modules.pop(name, None)
+        while str(tmp_path) in sys.path: sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize('flags, says', [
+    (['--max_iters=4'], r'step 4 of 4; to go on: python train.py --resume --out_dir=OUT --max_iters=8'),
+    (['--epochs=0.03'], r'step \d+ of \d+ \(--epochs=0.03\); to go on: python train.py --resume --out_dir=OUT --epochs=0.06'),
+    (['--time_limit=0.01', '--max_iters=999'], r'step \d+ of 999 \(--time_limit=0.01\); to go on: python train.py --resume --out_dir=OUT --time_limit=[\d.]+')])
+def test_resume_of_a_finished_run_says_so(tiny, tmp_path, capsys, flags, says):
+    before, out = tiny(*flags)
+    files = {p: os.stat(os.path.join(out, p)).st_mtime_ns for p in os.listdir(out)}
+    capsys.readouterr()
+    again = train.main(['--resume', f'--out_dir={out}'])
+    said = capsys.readouterr().out
+    assert re.fullmatch(re.escape(out) + ' is finished: ' + says.replace('OUT', re.escape(out)) + '\n', said), said
+    assert again['steps'] == before['steps'] and {p: os.stat(os.path.join(out, p)).st_mtime_ns for p in os.listdir(out)} == files
+    train.main([*said.split('train.py ')[1].split(), '--eval_iters=3'])                    # what it says to type goes on
+    assert train.load_checkpoint(out)['step'] > before['steps']
+
+
+def test_a_finished_run_can_still_be_exported(tiny, tmp_path, capsys):
+    _, out = tiny('--preset=gpt2', '--micro_batch_size=0', '--max_iters=1')
+    capsys.readouterr()
+    train.main(['--resume', f'--out_dir={out}', f'--export_hf={tmp_path}/hf'])
+    assert os.path.exists(tmp_path / 'hf' / 'model.safetensors') and ' is finished: step 1 of 1' in (said := capsys.readouterr().out) and 'best validation' not in said
+
+
+@pytest.mark.parametrize('family, more', [('bert', {}), ('bert', dict(n_segments=1, position_offset=2, norm_eps=1e-5, double_sep=True)), ('bert', dict(n_segments=0, pooler='relu')), ('electra', {})])
+@pytest.mark.parametrize('kind', ['bpe', 'wordpiece'])
+def test_an_exported_tokenizer_frames_texts_as_the_model_does(family, more, kind, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    import bert, electra
+    file, tokenizer = dict(bert=bert, electra=electra)[family], bpe.train(['who won the town in paris? a film '] * 40, 390, model=kind)
+    roles = {f'{r}_id': getattr(tokenizer, r) for r in ('eot', 'pad', 'cls', 'sep', 'mask')} | ({'position_offset': tokenizer.pad + 1} if more.get('position_offset') else {})
+    config = file.Config(**{**dict(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=24, n_hidden=37, block_size=13, kind='labelled', n_labels=3), **more, **roles})
+    train.export_hf(file, file.Model(config), tokenizer, str(tmp_path))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    for pair in (['who won'], ['who won', 'a film in town'], ['the town ' * 9]):
+        row, = file.encode(dict(zip(('text', 'text_b'), pair), label=0), tokenizer, config)
+        found = theirs(*pair, truncation=True)
+        assert found['input_ids'] == row['ids'] and found.get('token_type_ids') == (row['segments'] if config.n_segments == 2 else None), pair
+    assert (theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id, theirs.pad_token_id) == tuple(roles[f'{r}_id'] for r in ('cls', 'sep', 'mask', 'pad'))
+    assert bpe.load(str(tmp_path)).encode('who won') == tokenizer.encode('who won')        # ours adds nothing
+
+
+def test_exported_tokenizers_of_the_other_families(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    import bert, t5
+    tokenizer = bpe.train(['who won the town in paris? a film '] * 40, 390)
+    sizes = dict(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=24, n_hidden=37, block_size=13, eot_id=tokenizer.eot, pad_id=tokenizer.pad)
+    def opened(file, name, **more):
+        model = file.Model(file.Config(**{n: v for n, v in {**sizes, **more}.items() if n in file.Config.__dataclass_fields__})).eval()
+        train.export_hf(file, model, tokenizer, str(tmp_path / name))
+        return model, transformers.AutoTokenizer.from_pretrained(str(tmp_path / name))
+    assert dict(opened(gpt, 'gpt', bias=True)[1]('who won')) == dict(input_ids=tokenizer.encode('who won'), attention_mask=[1] * len(tokenizer.encode('who won')))
+    assert opened(t5, 't5')[1]('who won')['input_ids'] == [*tokenizer.encode('who won'), tokenizer.eot]
+    model, theirs = opened(bert, 'bert', cls_id=tokenizer.cls, sep_id=tokenizer.sep, mask_id=tokenizer.mask, kind='text')
+    pipe = transformers.pipeline('fill-mask', model=str(tmp_path / 'bert'), tokenizer=theirs, device='cpu')
+    with torch.no_grad(): p = model.logits(torch.tensor([[tokenizer.cls, *tokenizer.encode('who won'), tokenizer.mask, tokenizer.sep]]))[0, -2].softmax(-1)
+    assert [r['score'] for r in pipe('who won<|mask|>', top_k=3)] == pytest.approx(p.topk(3).values.tolist(), abs=1e-6)
+
+
 def test_the_compiled_path_trains_alike(tiny):
     pytest.importorskip('torch._inductor')
     import shutil
     if not (shutil.which('g++') or shutil.which('clang++')): pytest.skip('torch.compile on the CPU needs a C++ compiler')
     _, a = tiny('--max_iters=2', '--n_layer=1', out='a')
     _, b = tiny('--max_iters=2', '--n_layer=1', '--compile=true', out='b')
+    _, c = tiny('--max_iters=2', '--n_layer=1', '--micro_batch_size=2', '--compile=reduce-overhead', out='c')
     assert_equal(weights(a), weights(b), 1e-5)
+    assert_equal(weights(a), weights(c), 1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------- files
