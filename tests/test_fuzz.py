@@ -40,7 +40,8 @@ def bounds(seconds, size):
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, old)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    if reset: assert status()['VmHWM'] - before['VmRSS'] < (64 << 20) + 50 * size, 'it took far more memory than the file'
+        # also of what is refused
+        if reset: assert status()['VmHWM'] - before['VmRSS'] < (64 << 20) + 50 * size, 'it took far more memory than the file'
 
 
 def holds(reader, call, size, about=''):

@@ -147,6 +147,7 @@ train --init_from={w}/run --model=bert                  | holds a model of gpt.p
 train --init_from={w}/run --n_embd=48                   | the weights do not fit the model: size mismatch
 train --init_from={w}/run --n_layer=4                   | the weights do not fit the model
 train --init_from={w}/run --data={w}/bytes              | is prepared with the tokenizer byte .* was trained with char .*: pass the text itself
+train --init_from={w}/hf_plain --data={w}/bytes         | bytes has \d+ token ids, the model of .*hf_plain \d+: leave out --tokenizer
 train --init_from={w}/hf_type                           | config.json has model_type 'mamba'; known: .*gpt2
 train --init_from={w}/hf_size                           | is \(\d+, 24\), config.json says \(\d+, 48\)
 train --init_from={w}/hf_deep                           | config.json says n_layer=1000000000, the weights are \d+ tensors
