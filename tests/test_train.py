@@ -150,6 +150,8 @@ def test_each_epoch_sees_every_window_once_and_shards_are_not_crossed():
         assert len(set(starts)) == n and set(np.diff(starts)) <= {10, 1000 - 0 + np.diff(starts).max() - 1000}
     draw, _ = c.rows(np.arange(2 * n))
     assert not np.array_equal(draw(11, overlap=1)[:n], draw(11, overlap=1)[n:])
+    order = lambda seed: corpus_of([np.arange(999)], seed=seed).places(np.arange(99), 99, 0)[0]
+    assert sorted(order(3)) == list(range(99)) and (order(3) == order(3)).all() and (order(3) != order(4)).any()
 
 
 def test_validation_windows_are_the_first_ones_in_order():
