@@ -288,17 +288,19 @@ def test_a_table_of_replacements_in_circles():
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
-WRONG = {dict: [], list: {}, str: 5, int: '2', (int, float): '2'}
+WRONG = dict(model=[], config=[], model_name=5, train=[], tokenizer=5, source=5, base=5, lora=[], optimizer={}, scaler=[], data=[], step='2', tokens=2.5, worse=None, evaluated='2',
+             train_seconds='2', best='2', skipped='2')                     # of each key what it can not be
 
 @pytest.mark.parametrize('change, says', [
-    *[({n: WRONG[kind]}, f"its '{n}' is a {type(WRONG[kind]).__name__}: damaged") for n, kind in train.HOLDS.items()],
+    *[({n: wrong}, f"its '{n}' is a {type(wrong).__name__}: damaged") for n, wrong in WRONG.items()],
     *[(dict(model=dict(a=w)), 'is no plain tensor') for w in (3, [torch.zeros(2)], torch.eye(3).to_sparse(), torch.zeros(3, device='meta'), torch.zeros(3, dtype=torch.complex64))],
     (dict(model={7: torch.zeros(2)}), "'7' is no plain tensor"), (dict(model=dict(a=torch.zeros(1).expand(10 ** 9))), 'claim 4,000,000,000 bytes, the file has')],
-    ids=[*train.HOLDS, *'number list sparse meta complex name claim'.split()])
-def test_what_a_checkpoint_may_hold(change, says, real, tmp_path):
+    ids=[*WRONG, *'number list sparse meta complex name claim'.split()])
+def test_what_a_checkpoint_may_hold(change, says, request, tmp_path):
     torch.save(dict(model=dict(a=torch.zeros(3)), config={}, model_name='gpt') | change, tmp_path / 'ckpt.pt')
     with pytest.raises(ValueError, match=says): train.load_checkpoint(str(tmp_path))
     if 'model' not in change or not isinstance(change['model'], dict): return
+    real = request.getfixturevalue('real')
     put(str(tmp_path / 'hf/config.json'), (real / 'gpt/config.json').read_bytes())
     torch.save(change['model'], tmp_path / 'hf/pytorch_model.bin')
     with pytest.raises(ValueError, match=says): train.read_hf(str(tmp_path / 'hf'))
