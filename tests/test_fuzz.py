@@ -283,7 +283,7 @@ def test_a_table_of_replacements_in_circles():
         for at in (4 * level + 1, 4 * level + 2): fork[at] = (at ^ 4 * level + 4) << 10 | at & 3
     for units in (circle, fork):
         blob = struct.pack('<I', 4 * len(units)) + struct.pack(f'<{len(units)}I', *units) + b'b\0'
-        with bounds(5, len(blob)), pytest.raises(ValueError, match='goes in circles'): bpe.precompiled(blob, True)
+        assert holds('tables', lambda: bpe.precompiled(blob, True), len(blob)) is None
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
