@@ -511,7 +511,8 @@ def from_peft(model, config, tensors):
         return there[hits[0]]
     def pattern(key, module, default):
         given = (config.get(key) or {}).items()                            # a bad pattern could take for ever
-        return next((v for k, v in given if regex.match(rf'(.*\.)?({k})$', module, timeout=1)), default)
+        try: return next((v for k, v in given if regex.match(rf'(.*\.)?({k})$', module, timeout=1)), default)
+        except TimeoutError: raise ValueError(f'adapter_config.json: a pattern of its {key} takes for ever') from None
     for key, w in tensors.items():
         module, leaf = re.fullmatch(r'(?:base_model\.model\.)?(.+?)(?:\.lora_(A|B|magnitude_vector)(?:\.weight)?)?',
                                     key).groups()

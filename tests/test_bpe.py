@@ -578,19 +578,50 @@ def test_patterns_are_those_of_tiktoken(monkeypatch):
     assert bpe.RANKED[100256][1] == public.cl100k_base()['special_tokens']
 
 
+def hurt(tokens=lambda t: t, **change):
+    d = json.loads(bpe.train(['aa aa aa ab ab'], 259, special=[]).dumps())
+    return json.dumps(d | dict(tokens=tokens(d['tokens'])) | change).encode()
+
+
+PIECE = b'\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02'  # the first of a sentencepiece model
+
 @pytest.mark.parametrize('name, data, message', [
     ('a.json', b'', 'the file is empty'), ('a.json', b'{"a": ', 'damaged'), ('a.json', b'{"a": "b"}', 'no tokenizer'),
     ('a.json', b'{"model": {"type": "BPE"}}', 'damaged'), ('tokenizer.json', b'{"model": {"type": "Oracle", "vocab": {}}}', 'Oracle'),
     ('a.json', b'{"format": "something else"}', 'not a tokenizer of this collection'), ('a.txt', b'hello\nworld\n', 'not a tokenizer'),
     ('a.model', b'\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02\x0a\xff', 'damaged'), ('a.bin', bytes(range(256)), 'damaged'),
     ('a.tiktoken', b'YQ== 0\nYg== 1\n', 'not all of the 256 bytes'), ('a.tiktoken', b'YQ== 0\nYg==\n', 'a.tiktoken'),
-    ('a.gz', b'\x1f\x8b\x08junk', 'damaged gzip'), ('encoder.json', b'{"a": 0}', 'vocab.bpe or merges.txt beside it')])
+    ('a.gz', b'\x1f\x8b\x08junk', 'damaged gzip'), ('encoder.json', b'{"a": 0}', 'vocab.bpe or merges.txt beside it'),
+    ('a.json', hurt(name=5), 'its name is 5; expected a text'), ('a.json', hurt(lambda t: t[:-1] + t[-2:-1]), 'a token stands twice'),
+    ('a.json', hurt(lambda t: t[1:]), 'one of the 256 bytes is missing'), ('a.json', hurt(ids=list(range(258))), '259 tokens have 258 ids'),
+    ('a.json', bpe.char('ab').dumps().replace('"b"', '"a"').encode(), 'not characters that differ'), ('a.json', bpe.char('ab').dumps().replace('"b"', '"bc"').encode(), 'not characters that differ'),
+    ('tokenizer.json', b'{"model": {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": 5, "vocab": {"a": 0}}}', 'damaged: words of 100 characters'),
+    ('tokenizer.json', b'{"model": {"type": "Unigram", "unk_id": 2, "vocab": [["a", -1.0], ["b", -2.0]]}}', 'its unk_id is 2; expected'),
+    ('tokenizer.json', b'{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", NaN], ["b", -2.0]]}}', 'the score of a piece is no number'),
+    ('a.model', PIECE + b'\x0a' + b'\xff' * 11, 'a number of more than 64 bits'), ('a.model', PIECE + b'\x0a\x09\x0a\x05', 'cut off'),
+    ('a.model', PIECE + b'\x12\x02\x18\x03', 'only sentencepiece models of type')])
 def test_damaged_and_foreign_files_are_one_clear_line(name, data, message, tmp_path):
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(ValueError) as e:
         bpe.load(path)
     assert message in str(e.value) and '\n' not in str(e.value) and (name in str(e.value))
+
+
+@pytest.mark.parametrize('merges, message', [('a b c', 'does not hold two tokens'), ('a z', "the merges make 'az', which")])
+def test_merges_that_do_not_fit(merges, message, tmp_path):
+    (tmp_path / 'encoder.json').write_text(json.dumps({t: i for i, t in enumerate([*bpe.INVISIBLE, 'ab'])}))
+    (tmp_path / 'vocab.bpe').write_text(f'#version: 0.2\na b\n{merges}\n')
+    with pytest.raises(ValueError, match=message):
+        bpe.load(tmp_path / 'encoder.json')
+
+
+def test_a_panic_is_an_error_and_ctrl_c_is_not():
+    class PanicException(BaseException):
+        pass
+    for error, kind in ((PanicException('two\nlines'), ValueError), (KeyboardInterrupt(), KeyboardInterrupt), (OSError('x'), OSError)):
+        with pytest.raises(kind), bpe.reading('x'):
+            raise error
 
 
 def test_missing_files_name_the_choices(tmp_path):

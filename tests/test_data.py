@@ -7,7 +7,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import bpe
-from data import fineweb, openwebtext, shakespeare, stdlib, supervised, text, wikitext
+from data import download, fineweb, openwebtext, shakespeare, stdlib, supervised, text, wikitext
 
 POEM = 'The owl said: "naïve 日本 🙂"\n\n  and flew\tover 37 hills.\nDown\n'
 
@@ -208,6 +208,11 @@ def test_damaged_folders_are_refused(made):
     damage('meta.json', lambda b: b[:50], 'JSON')
     damage('meta.json', lambda b: b'[]', 'JSON')
     damage('meta.json', meta(version=2), 'version 2')
+    names = ('../a.json', '/etc/passwd', '..', '')           # names in it become paths
+    for key, values in dict(tokenizer=names, name=names, more_val=[[n] for n in names], sha256=[{n: '0' * 64, 'train.bin': '', 'val.bin': ''} for n in names],
+                            vocab_size=(-1, True, 1e3, 2 ** 60), train_tokens=(-1, None, '7'), dtype=('O', 'float64'), eot=(-1,), special=({'a': -1},), labels=([1],)).items():
+        for value in values:
+            if value is not None: damage('meta.json', meta(**{key: value}), f"its '{key}' is")
     damage('meta.json', meta(kind='poem'), "kind 'poem'")
     damage('meta.json', meta(train_tokens=None), 'no train_tokens')
     refused(lambda: text.prepare('a.txt', 'nope.json'), '--tokenizer=nope.json', 'expected bpe')
@@ -256,6 +261,13 @@ def test_failure_leaves_what_was_there(monkeypatch, made):
     refused(lambda: text.prepare('a.txt', 'byte', out='mine'), 'mine exists', 'no prepared folder', '--out', kind=FileExistsError)
     assert os.listdir('mine') == ['keep.txt'] and not os.path.exists('mine.tmp')
     refused(lambda: text.prepare('a.txt', 'char', out='made'), 'byte (361 ids)', '--tokenizer=char')
+
+def test_a_folder_is_on_the_disk_before_it_takes_its_place(monkeypatch):
+    done, sync, place = [], os.fsync, os.rename
+    monkeypatch.setattr(os, 'fsync', lambda f: (done.append(os.fstat(f).st_ino), sync(f)))
+    monkeypatch.setattr(os, 'rename', lambda *names: (done.append(names), place(*names)))
+    text.prepare(put('a.txt', POEM * 20), 'byte', out='new')
+    assert done[-1] == ('new.tmp', 'new') and set(done[:-1]) >= {os.stat('new/' + n).st_ino for n in os.listdir('new')}
 
 def prepare_slowly(queue, path, out):
     finish = text.finish
@@ -384,20 +396,28 @@ def test_supervised_split_of_its_own():
 # ---------------------------------------------------------------------------------------------------- downloads
 
 class Server(http.server.BaseHTTPRequestHandler):
-    body, ranges, stop, log, lie = b'', True, 0, [], 0          # stop: closes the connection after so many bytes of an answer
+    # stop: closes the connection after so many bytes of an answer; lie: where it begins, whatever was asked for; size: what it says; wait: seconds
+    body, ranges, stop, log, lie, size, wait, headers_seen = b'', True, 0, [], None, None, 0, {}
 
     def do_GET(self):
         start = int(self.headers['Range'][6:-1]) if self.headers.get('Range') and self.ranges else 0
         self.log.append(start)
+        Server.headers_seen = dict(self.headers)
+        time.sleep(self.wait)
+        if self.path == '/moved':
+            self.send_response(302)
+            self.send_header('Location', 'file:///etc/passwd')
+            return self.end_headers()
         if self.path == '/missing': return self.send_error(404)
         if start >= len(self.body) and start:
             self.send_response(416)
             self.send_header('Content-Range', f'bytes */{len(self.body)}')
             return self.end_headers()
-        if self.lie: start, self.lie = self.lie, 0
-        self.send_response(206 if start else 200)
-        if start: self.send_header('Content-Range', f'bytes {start}-{len(self.body) - 1}/{len(self.body)}')
-        self.send_header('Content-Length', str(len(self.body) - start))
+        part = start > 0
+        if self.lie is not None: start, part, Server.lie = self.lie, True, None
+        self.send_response(206 if part else 200)
+        if part: self.send_header('Content-Range', f'bytes {start}-{len(self.body) - 1}/{len(self.body)}')
+        if self.size != '': self.send_header('Content-Length', self.size or str(len(self.body) - start))
         self.end_headers()
         self.wfile.write(self.body[start:][:self.stop or None])
 
@@ -405,8 +425,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    Server.body, Server.ranges, Server.stop, Server.log, Server.lie = random.Random(2).randbytes(300_000), True, 0, [], 0
-    running = http.server.HTTPServer(('127.0.0.1', 0), Server)
+    Server.body, Server.ranges, Server.stop, Server.log, Server.lie, Server.size, Server.wait = random.Random(2).randbytes(300_000), True, 0, [], None, None, 0
+    running = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
     threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     yield f'http://127.0.0.1:{running.server_port}/'
     running.shutdown()
@@ -418,6 +438,29 @@ def test_download(server):
     path = text.download(server + 'x', 'd/e/x.bin', digest(), 300_000)
     assert open(path, 'rb').read() == Server.body and os.listdir('d/e') == ['x.bin']
     assert text.download(server + 'x', 'd/e/x.bin') == path and Server.log == [0]
+    assert Server.headers_seen['Accept-Encoding'] == 'identity'            # packed, it would be of another size and checksum
+
+def test_a_download_is_on_the_disk_before_it_takes_its_place(server, monkeypatch):
+    done, sync, place = [], os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda f: (done.append(os.fstat(f).st_size), sync(f)))
+    monkeypatch.setattr(os, 'replace', lambda *names: (done.append(names), place(*names)))
+    text.download(server + 'x', 'x.bin')
+    assert done == [300_000, ('x.bin.part', 'x.bin')]
+    monkeypatch.setattr(download, 'open', lambda *a: pytest.fail('a folder may be read-only'), raising=False)
+    assert text.download(server + 'x', 'x.bin') == 'x.bin'
+
+def test_of_several_downloads_one_fetches(server):
+    Server.wait = 0.3
+    runs = [threading.Thread(target=text.download, args=(server + 'x', 'x.bin', digest())) for _ in range(3)]
+    for r in runs: r.start()
+    for r in runs: r.join()
+    assert Server.log == [0] and open('x.bin', 'rb').read() == Server.body and os.listdir('.') == ['x.bin']
+
+def test_no_download_waits_for_ever(server, monkeypatch):
+    seen, real = [], download.urllib.request.urlopen
+    monkeypatch.setattr(download.urllib.request, 'urlopen', lambda *a, **k: (seen.append(k.get('timeout')), real(*a, **k))[1])
+    text.download(server + 'x', 'x.bin')
+    assert len(seen) == 1 and 0 < seen[0] <= 60
 
 @pytest.mark.parametrize('have', [1, 1000, 299_999, 300_000, 300_001])
 def test_download_goes_on(server, have):
@@ -435,6 +478,10 @@ def test_download_of_another_part_than_asked_for(server):
     Server.lie = 5                                       # what comes begins elsewhere: it is not appended
     put('x.bin.part', Server.body[:1000])
     refused(lambda: text.download(server + 'x', 'x.bin', digest()), 'checksum')
+    Server.lie = 0                                       # all of it, though a part was asked for
+    put('x.bin.part', Server.body[:1000])
+    text.download(server + 'x', 'x.bin', digest())
+    assert open('x.bin', 'rb').read() == Server.body and Server.log == [1000, 1000]
 
 def test_broken_connections(server):
     Server.stop = 100_000
@@ -452,7 +499,18 @@ def test_bad_downloads(server):
     refused(lambda: text.download(server + 'x', 'd/x.bin', max_bytes=299_999), '300,000 bytes', 'at most 299,999')
     refused(lambda: text.download(server + 'missing', 'd/x.bin'), '404', '--source=FOLDER', kind=ConnectionError)
     refused(lambda: text.download('http://127.0.0.1:9/x', 'd/x.bin'), 'could not reach http://127.0.0.1:9/x', 'get the file by hand', kind=ConnectionError)
+    for size, most, words in (('1000000000000', 299_999, ['1,000,000,000,000 bytes, expected at most 299,999']),    # refused before it comes
+                              ('', 70_000, [' bytes, expected at most 70,000', 'thrown away']), ('many', 0, ['the server says a size that is no number'])):
+        Server.size, Server.stop = size, 9 if most == 299_999 else 0       # '': it does not say
+        refused(lambda: text.download(server + 'x', 'd/x.bin', max_bytes=most), *words)
+    refused(lambda: text.download(server + 'moved', 'd/x.bin'), 'could not reach', kind=ConnectionError)           # to a file of this machine
     assert os.listdir('.') == []                         # nothing is left, not even the folder
+
+def test_a_full_disk_is_not_called_a_bad_connection(server, monkeypatch):
+    def full(*a): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(download, 'receive', full)
+    with pytest.raises(OSError, match='No space left') as e: text.download(server + 'x', 'x.bin')
+    assert type(e.value) is OSError and os.listdir('.') == []
 
 # ---------------------------------------------------------------------------------------------------- the data sets
 

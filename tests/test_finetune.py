@@ -69,6 +69,15 @@ def test_a_new_head_learns_and_its_predictions_are_written(pretrained, sums, tmp
     assert 'classifier.weight' in best['model']
 
 
+def test_predictions_that_find_no_room_do_not_end_the_run(pretrained, sums, tmp_path, monkeypatch):
+    def full(path, write, real=train.write_atomic):
+        if path.endswith('predictions.jsonl'): raise OSError(28, 'No space left on device')
+        real(path, write)
+    monkeypatch.setattr(train, 'write_atomic', full)
+    out = str(tmp_path / 'out')
+    assert tune(pretrained, sums['two'], out, '--max_iters=1')['steps'] == 1 and os.path.exists(out + '/ckpt.pt') and not os.path.exists(out + '/predictions.jsonl')
+
+
 def test_a_body_comes_from_the_weights_and_a_baseline_does_not(pretrained, sums, tmp_path, capsys):
     out = str(tmp_path / 'out')
     result = tune(pretrained, sums['two'], out, '--max_iters=2', '--learning_rate=1e-12', '--baseline')

@@ -7,6 +7,7 @@ import base64, collections, contextlib, copy, gzip, http.server, io, json, os, p
 
 import numpy as np
 import pytest
+import regex
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -40,7 +41,8 @@ def bounds(seconds, size):
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, old)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    if reset: assert status()['VmHWM'] - before['VmRSS'] < (64 << 20) + 50 * size, 'it took far more memory than the file'
+        # also of what is refused
+        if reset: assert status()['VmHWM'] - before['VmRSS'] < (64 << 20) + 50 * size, 'it took far more memory than the file'
 
 
 def holds(reader, call, size, about=''):
@@ -189,6 +191,19 @@ def test_safetensors(tmp_path):
     for n in (0, 7, 2 ** 63, 2 ** 64 - 1, 10 ** 8, 10 ** 8 + 1): holds('safetensors', lambda: read_safe(put(path, struct.pack('<Q', n) + b'{}')), 99, n)
 
 
+def test_safetensors_say_what_is_wrong(tmp_path):
+    path = str(tmp_path / 'm.safetensors')
+    for lie, says in (([], 'its header is no JSON object'), (5, 'its header is no JSON object'), (dict(a=dict(dtype='F32', shape=[True], data_offsets=[0, 4])), 'claims bytes 0 to 4 of 4'),
+                      (dict(a=dict(dtype='F32', shape=[1], data_offsets=[False, 4])), 'claims bytes False to 4'), (dict(a=dict(dtype='F32', shape=[0, 2 ** 63], data_offsets=[0, 0])), 'm.safetensors: damaged')):
+        size = 4 * (isinstance(lie, dict) and 4 in lie['a']['data_offsets'])
+        head = json.dumps(lie).encode()
+        put(path, struct.pack('<Q', len(head)) + head + bytes(size))
+        with pytest.raises(ValueError, match=says): train.read_safetensors(path)
+    put(path, struct.pack('<Q', 10 ** 8 + 1) + b'{')
+    os.truncate(path, 10 ** 8 + 100)                          # as long as it says, and not read
+    with bounds(20, 0), pytest.raises(ValueError, match='a header of 100000001 bytes'): train.read_safetensors(path)
+
+
 # ---------------------------------------------------------------------------------------------------- tokenizers
 
 @pytest.fixture(scope='module')
@@ -260,7 +275,56 @@ def test_tokenizers_that_lie(data, tmp_path):
     for name in ('encoder.json', 'tokenizer.json'): assert holds('tokenizers', lambda: bpe.load(put(str(tmp_path / name), data)), len(data), data[:80]) is None
 
 
+def test_a_table_of_replacements_in_circles():
+    """A double array whose child is its parent; and one of 90 levels, each of two children that lead to the same next level."""
+    circle, fork = [0] * 20_000, [0] * 400
+    circle[97] = 97 << 10 | 97
+    for level in range(90):
+        for at in (4 * level + 1, 4 * level + 2): fork[at] = (at ^ 4 * level + 4) << 10 | at & 3
+    for units in (circle, fork):
+        blob = struct.pack('<I', 4 * len(units)) + struct.pack(f'<{len(units)}I', *units) + b'b\0'
+        assert holds('tables', lambda: bpe.precompiled(blob, True), len(blob)) is None
+
+
 # ---------------------------------------------------------------------------------------------------- checkpoints
+
+WRONG = dict(model=[], config=[], model_name=5, train=[], tokenizer=5, source=5, base=5, lora=[], optimizer={}, scaler=[], data=[], step='2', tokens=2.5, worse=None, evaluated='2',
+             train_seconds='2', best='2', skipped='2')                     # of each key what it can not be
+
+@pytest.mark.parametrize('change, says', [
+    *[({n: wrong}, f"its '{n}' is a {type(wrong).__name__}: damaged") for n, wrong in WRONG.items()],
+    *[(dict(model=dict(a=w)), 'is no plain tensor') for w in (3, [torch.zeros(2)], torch.eye(3).to_sparse(), torch.zeros(3, device='meta'), torch.zeros(3, dtype=torch.complex64))],
+    (dict(model={7: torch.zeros(2)}), "'7' is no plain tensor"), (dict(model=dict(a=torch.zeros(1).expand(10 ** 9))), 'claim 4,000,000,000 bytes, the file has')],
+    ids=[*WRONG, *'number list sparse meta complex name claim'.split()])
+def test_what_a_checkpoint_may_hold(change, says, request, tmp_path):
+    torch.save(dict(model=dict(a=torch.zeros(3)), config={}, model_name='gpt') | change, tmp_path / 'ckpt.pt')
+    with pytest.raises(ValueError, match=says): train.load_checkpoint(str(tmp_path))
+    if 'model' not in change or not isinstance(change['model'], dict): return
+    real = request.getfixturevalue('real')
+    put(str(tmp_path / 'hf/config.json'), (real / 'gpt/config.json').read_bytes())
+    torch.save(change['model'], tmp_path / 'hf/pytorch_model.bin')
+    with pytest.raises(ValueError, match=says): train.read_hf(str(tmp_path / 'hf'))
+    put(str(tmp_path / 'peft/adapter_config.json'), (real / 'peft/adapter_config.json').read_bytes())
+    torch.save(change['model'], tmp_path / 'peft/adapter_model.bin')
+    with pytest.raises(ValueError, match=says): lora.load(train.load_model(str(real / 'run'))[0], str(tmp_path / 'peft'))
+
+
+@pytest.mark.parametrize('values, says', [
+    (dict(betas=3), 'was made with another gpt.py, whose Config has betas'), (dict(n_layer='2'), "n_layer='2'; expected int"), (dict(n_layer=2.0), "n_layer='2.0'; expected int"),
+    (dict(bias=2), "bias='2'; expected bool"), (dict(bias='yes'), "bias='yes'; expected bool"), (dict(dropout=float('nan')), "dropout='nan'; expected float"),
+    (dict(positions=5), "positions='5'; expected str"), (dict(n_embd=24, n_head=5), 'x.pt: n_embd=24 is not a multiple')])
+def test_what_a_config_may_say(values, says):
+    with pytest.raises(ValueError, match=says) as e: train.typed(gpt.Config, values, 'x.pt')
+    assert str(e.value).startswith('x.pt: ')
+    assert train.typed(gpt.Config, dict(dropout=0, bias=1), 'x.pt') == gpt.Config(dropout=0, bias=True)
+
+
+def test_what_a_config_json_may_be(tmp_path):
+    for data, says in ((b'[1]', 'x.json: a list; expected a JSON object'), (b'{"a": ', 'x.json: not JSON'), (b'[' * 10 ** 5, 'x.json: not JSON')):
+        with pytest.raises(ValueError, match=says): train.read_json(put(str(tmp_path / 'x.json'), data))
+    (tmp_path / 'x.json').write_bytes(b'{"a": 1}')
+    assert train.read_json(str(tmp_path / 'x.json')) == dict(a=1)
+
 
 def test_checkpoints_of_hurt_bytes(real, tmp_path):
     rng, path = random.Random(3), str(tmp_path / 'c.pt')
@@ -308,6 +372,7 @@ def test_checkpoints_that_lie(real, tmp_path):
     whole['train'] = whole['train'] | dict(init_from=path)    # an adapter of itself
     torch.save(whole, path)
     assert holds('checkpoints', lambda: train.load_model(path), size) is None
+    with pytest.raises(ValueError, match='adapts an adapter that adapts'): train.load_model(path)
 
 
 def test_a_resumed_run_says_what_is_wrong(real, tmp_path, capsys):
@@ -424,7 +489,28 @@ def test_adapters(name, real, tmp_path):
         holds('adapters', load, len(weights), (name, i))
 
 
+def test_a_pattern_of_an_adapter_is_given_up(real, tmp_path, monkeypatch):
+    shutil.copytree(real / 'peft', tmp_path / 'a')
+    config = json.loads((tmp_path / 'a/adapter_config.json').read_text())
+    put(str(tmp_path / 'a/adapter_config.json'), json.dumps(config | dict(alpha_pattern={'(?:.|..|...)+[0-9][0-9]': 3})).encode())
+    def match(*a, real=regex.match, timeout=None, **k):
+        assert timeout == 1
+        return real(*a, timeout=timeout, **k)
+    monkeypatch.setattr(regex, 'match', match)
+    with bounds(20, 0), pytest.raises(ValueError, match='a pattern of its alpha_pattern takes for ever'): lora.load(train.load_model(str(real / 'run'))[0], str(tmp_path / 'a'))
+
+
 # ---------------------------------------------------------------------------------------------------- data
+
+def test_a_class_that_the_labels_lack(real, tmp_path):
+    folder = str(tmp_path / 'd')
+    shutil.copytree(real / 'labelled', folder)
+    for label in (2, -1, 'a', True):
+        data = put(f'{folder}/train.jsonl', (json.dumps(dict(text='a', label=label)) + '\n').encode())
+        meta = json.loads((real / 'labelled/meta.json').read_text())
+        put(f'{folder}/meta.json', json.dumps(meta | dict(sha256=meta['sha256'] | {'train.jsonl': text.checksum(data)})).encode())
+        with pytest.raises(ValueError, match='train.jsonl line 1: '): training(text.open_meta(folder), 1, lambda e: [dict(e)])
+
 
 @pytest.mark.parametrize('name', ['bytes', 'labelled'])
 def test_prepared_folders(name, real, tmp_path):
@@ -484,7 +570,7 @@ def test_lines_of_json(real, tmp_path, monkeypatch, capsys):
             row = hurt_tree(rng.choice(ROWS), rng)
             if isinstance(row, dict) and kind != 'text': holds('jsonl', lambda: supervised.check(row, kind, 'x.jsonl', 1), 999, row)
     monkeypatch.setattr(text, 'LINE', 1000)
-    assert holds('jsonl', lambda: text.prepare(put(path, json.dumps(dict(text='a' * 2000)).encode()), 'byte', out=out), 2000) is None
+    with pytest.raises(ValueError, match='a.jsonl line 1: longer than'): text.prepare(put(path, json.dumps(dict(text='a' * 2000)).encode()), 'byte', out=out)
     capsys.readouterr()
 
 
@@ -529,6 +615,22 @@ def test_a_server_that_lies(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
 
+def test_a_zip_writes_nothing(tmp_path, monkeypatch):
+    """Only the members that have a name known before are read, where they lie."""
+    from data import wikitext
+    monkeypatch.setattr(text, 'HERE', str(tmp_path / 'made'))
+    os.makedirs(tmp_path / 'src')
+    with zipfile.ZipFile(tmp_path / 'src/wikitext-103-v1.zip', 'w') as z:
+        for name in ('../../out.txt', '/out.txt', str(tmp_path / 'out.txt'), '..\\out.txt'): z.writestr(name, 'out')
+        link = zipfile.ZipInfo('wikitext-103')
+        link.external_attr = 0o120777 << 16
+        z.writestr(link, '/etc')
+        for split in ('train', 'valid'): z.writestr(f'wikitext-103/wiki.{split}.tokens', ' \n = Owl = \n \n It flew . \n' * 3)
+    wikitext.prepare('byte', source=str(tmp_path / 'src'), task='103')
+    assert {os.path.relpath(os.path.join(d, f), tmp_path) for d, _, names in os.walk(tmp_path) for f in names} == {
+        'src/wikitext-103-v1.zip', *(f'made/wikitext-103-byte/{n}' for n in ('train.bin', 'val.bin', 'tokenizer.json', 'meta.json'))}
+
+
 def test_archives_write_nothing(tmp_path):
     """Members of an archive are read where they lie, whatever their names and kinds: links and folders are no pages."""
     import lzma
@@ -547,6 +649,9 @@ def test_archives_write_nothing(tmp_path):
                 t.addfile(m, io.BytesIO(data))
     outer(('../a.xz', tarfile.REGTYPE, packed), ('b.xz', tarfile.SYMTYPE, b''), ('c.xz', tarfile.DIRTYPE, b''))
     assert list(openwebtext.pages(path)) == ['page', 'page'] and os.listdir(tmp_path) == ['a.tar']
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(text, 'LINE', 4)                            # a page that is larger than memory is left out
+        assert list(openwebtext.pages(path)) == []
     rng, whole = random.Random(8), open(path, 'rb').read()
     for i in range(int(150 * MORE)): holds('archives', lambda: list(openwebtext.pages(put(path, hurt_bytes(whole, rng)))), len(whole), i)
     assert os.listdir(tmp_path) == ['a.tar']

@@ -298,6 +298,15 @@ def test_own_files(tmp_path):
     with pytest.raises(ValueError, match='of another model'): lora.load(build('llama', n_layer=1), str(tmp_path / 'a'))
     with pytest.raises(ValueError, match='has'): lora.load(build('gpt2', **dict(odd, n_embd=48)), str(tmp_path / 'a'))
     with pytest.raises(FileNotFoundError, match='adapter_config.json'): lora.load(model, str(tmp_path / 'a' / '..' / '..'))
+    good, state = lora.settings(model), lora.state(model)
+    for odd_state in (dict(list(state.items())[1:]), state | {'tokens.lora_A': torch.zeros(2)}):
+        with pytest.raises(ValueError, match='file and its settings differ'): lora.load_state(build('gpt2', **odd), good, odd_state)
+    layer = next(iter(good['layers']))
+    for change in (dict(scale=math.inf), dict(scale=math.nan), dict(rank=10 ** 9), dict(rank=0), dict(spans=[[0, 10 ** 9]]), dict(spans=[[0, 7], [5, 9]]), dict(spans=[[5, 5]]), dict(spans=[[7, 5]]), dict(spans=[[0, 2.5]])):
+        with pytest.raises(ValueError, match=f"settings are damaged: {layer} has"):
+            lora.load_state(build('gpt2', **odd), good | dict(layers=good['layers'] | {layer: good['layers'][layer] | change}), state)
+    for dropout in (1, -0.1, math.nan):
+        with pytest.raises(ValueError, match='settings are damaged: it has'): lora.load_state(build('gpt2', **odd), good | dict(dropout=dropout), state)
     torch.save(dict(model={}, config={}, model_name='gpt'), tmp_path / 'ckpt.pt')
     with pytest.raises(ValueError, match='whole model'): lora.load(model, str(tmp_path), 'y')
 
@@ -381,5 +390,10 @@ def test_peft_refused(tmp_path):
     file.write_text(json.dumps(good))
     with pytest.raises(ValueError, match='another model'): lora.load(build('gpt2'), str(tmp_path))
     with pytest.raises(ValueError, match='does not fit'): lora.load(build('llama', n_embd=48), str(tmp_path))
+    tensors = train.read_safetensors(str(tmp_path / 'adapter_model.safetensors'))
+    for more, words in (({'base_model.model.q_proj.lora_A.weight': torch.zeros(2, 36)}, 'has q_proj.weight, which this model has not'),
+                        ({'base_model.model.model.norm.weight': torch.zeros(3)}, r'model.norm.weight is \(3,\), the model has')):
+        train.write_safetensors(str(tmp_path / 'adapter_model.safetensors'), tensors | more)
+        with pytest.raises(ValueError, match=words): lora.load(build('llama'), str(tmp_path))
     file.write_text('{')
     with pytest.raises(ValueError, match='not JSON'): lora.load(model, str(tmp_path))

@@ -45,6 +45,7 @@ def world(corpus, tmp_path_factory):
     def copy(name, source): shutil.copytree(root / source, root / name); return root / name
     copy('short', 'bytes'), os.truncate(root / 'short/train.bin', 100)
     copy('swapped', 'chars'), shutil.copy(root / 'bytes/tokenizer.json', root / 'swapped')
+    copy('sizes', 'bytes'), put('sizes/meta.json', json.dumps((sizes := json.loads((root / 'bytes/meta.json').read_text())) | dict(vocab_size=sizes['vocab_size'] + 5)))
     copy('old', 'chars'), put('old/meta.json', json.dumps(json.loads((root / 'chars/meta.json').read_text()) | dict(version=7)))
     np.full(os.path.getsize(root / 'bytes/train.bin') // 2, 999, np.uint16).tofile(str(copy('beyond', 'bytes') / 'train.bin'))
     put('cut/ckpt.pt', (root / 'run/ckpt.pt').read_bytes()[:5000]), torch.save(dict(weights=torch.ones(3)), root / 'theirs.pt')
@@ -130,6 +131,7 @@ train --data={w}/short                                  | train.bin: 100 bytes, 
 train --data={w}/beyond                                 | train.bin: it has the id 999, the tokenizer byte has \d+ ids
 train --data={w}/swapped                                | tokenizer.json: not the file that meta.json was written for
 train --data={w}/old                                    | meta.json: version 7, kind 'text'; expected version 1
+train --data={w}/sizes                                  | sizes: meta.json says \d+ ids, tokenizer.json has \d+: delete .* and prepare it again
 train --data={w}/chars+{w}/bytes                        | a mixture has one kind of data, one set of labels and one tokenizer
 train --data={w}/chars+                                 | expected names of data sets with a \+ between
 train --data={w}/chars+{w}/chars --mix_cap=-1           | --mix_cap=-1: expected a number of examples
@@ -153,6 +155,7 @@ train --init_from={w}/bert --model=electra              | holds a model of bert.
 train --init_from={w}/run --n_embd=48                   | the weights do not fit the model: size mismatch .*; take back what changed the model \(a flag, .*--new_weights
 train --init_from={w}/run --n_layer=4                   | the weights do not fit the model: Missing key 'blocks.2.*' \(and \d+ more\), which gpt.py has with these settings
 train --init_from={w}/run --data={w}/bytes              | is prepared with the tokenizer byte .* was trained with char .*: pass the text itself
+train --init_from={w}/hf_plain --data={w}/bytes         | bytes has \d+ token ids, the model of .*hf_plain \d+: leave out --tokenizer
 train --init_from={w}/hf_type                           | config.json has model_type 'mamba'; known: .*gpt2
 train --init_from={w}/hf_size                           | is \(\d+, 24\), config.json says \(\d+, 48\)
 train --init_from={w}/hf_deep                           | config.json says n_layer=1000000000, the weights are \d+ tensors

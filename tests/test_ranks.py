@@ -30,7 +30,7 @@ FAMILIES = {
     'electra-stages': ('electra', 'text', ENCODER + ' --embed_dim=8 --generator_size=1 --share=none --generator_steps=3'),
     'electra-labelled': ('electra', 'labelled', ENCODER + ' --embed_dim=8 --generator_size=0.5'),
 }
-HOW = dict(micro=(1, '--micro_batch_size=1'), ddp=(2, '--micro_batch_size=2'), shard=(2, '--shard'), four=(4, ''),
+HOW = dict(micro=(1, '--micro_batch_size=1'), ddp=(2, '--micro_batch_size=2'), shard=(2, '--shard --micro_batch_size=2'), four=(4, ''),
            shard4=(4, '--shard --micro_batch_size=1'))
 # each family in one way that differs from one process, each way with several families; the rest with --slow
 ALWAYS = [('gpt', 'shard'), ('gpt-prefix', 'four'), ('gpt-instruct', 'ddp'), ('bert', 'ddp'), ('bert-nsp', 'micro'), ('bert-labelled', 'shard'),
@@ -73,7 +73,7 @@ def alone(forks, folders, tmp_path_factory):
     def get(family):
         if family not in made:
             model, kind, more = FAMILIES[family]
-            flags = [f'--model={model}', *SMALL.split(), *more.split(), f'--data={folders(kind)}', '--eval_iters=7']
+            flags = [f'--model={model}', *SMALL.split(), *more.split(), f'--data={folders(kind)}', '--eval_iters=5']    # chunks of 2: an odd number, the last one short
             forks.run(*flags, f'--out_dir={folder}/{family}')
             made[family] = flags, str(folder / family)
         return made[family]
@@ -104,6 +104,24 @@ def test_trains_as_one_process_does(forks, alone, tmp_path, family, how):
     if os.path.exists(one + '/predictions.jsonl'):
         first, second = ([json.loads(row)['prediction'] for row in open(f'{out}/predictions.jsonl')] for out in (one, tmp_path / 'out'))
         assert first == second
+
+
+def test_dropout_is_of_its_own_on_each_rank(forks, folders, tmp_path):
+    tell = "import gpt\nreal = gpt.Model.forward\ngpt.Model.forward = lambda self, *a, **k: (print('seed', torch.initial_seed()) if self.training and torch.is_grad_enabled() else 0, real(self, *a, **k))[1]"
+    flags = ['--model=gpt', *SMALL.split(), '--block_size=16', f'--data={folders("text")}', '--micro_batch_size=2', '--max_iters=2', f'--out_dir={tmp_path}/out']
+    runs = forks.start(*flags, before=tell, ranks=2)
+    assert [r.wait() for r in runs] == [0, 0]
+    seeds = [line for r in runs for line in r.said().split('\n') if line.startswith('seed')]
+    assert len(seeds) == len(set(seeds)) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize('family, flags, says', [
+    ('gpt', '--init_from={one} --lora_rank=2', 'adapters do not shard: leave out --shard'),
+    ('electra-stages', '', '--shard and --generator_steps do not go together')])
+def test_what_does_not_shard(forks, alone, tmp_path, family, flags, says):
+    usual, one = alone(family)
+    runs = forks.start(*usual, *flags.format(one=one).split(), '--shard', f'--out_dir={tmp_path}/out', ranks=2)
+    for r in runs: assert r.wait(60) == 1 and f'error: {says}' in r.said() and not os.path.exists(tmp_path / 'out')
 
 
 def test_the_rows_have_unequal_numbers_of_targets(folders, alone):

@@ -505,7 +505,7 @@ def test_boundary_inside_a_token():
 
 
 @pytest.mark.parametrize('line,message', [
-    ('{"query": "a"', 'not JSON'), ('[1]', 'a list'), ('{"query": "a"}', 'has query'), ('{"query": "a", "choices": "bc", "gold": 0}', 'no list of texts'),
+    ('{"query": "a"', 'not JSON'), ('[' * 100_000, 'not JSON'), ('[1]', 'a list'), ('{"query": "a"}', 'has query'), ('{"query": "a", "choices": "bc", "gold": 0}', 'no list of texts'),
     ('{"query": "a", "choices": ["b", "c"], "gold": 2}', '"gold" is 2 with 2 choices'), ('{"query": "a", "choices": ["b", "c"], "gold": "b"}', "\"gold\" is 'b'"),
     ('{"context": "a", "continuation": ""}', 'expected {"query"'), ('{"query": "a", "choices": ["b", "' + 'c' * 30 + '"], "gold": 0}', 'model sees 23')])
 def test_malformed_items(byte_pair, tmp_path, line, message):

@@ -150,6 +150,8 @@ def test_each_epoch_sees_every_window_once_and_shards_are_not_crossed():
         assert len(set(starts)) == n and set(np.diff(starts)) <= {10, 1000 - 0 + np.diff(starts).max() - 1000}
     draw, _ = c.rows(np.arange(2 * n))
     assert not np.array_equal(draw(11, overlap=1)[:n], draw(11, overlap=1)[n:])
+    order = lambda seed: corpus_of([np.arange(999)], seed=seed).places(np.arange(99), 99, 0)[0]
+    assert sorted(order(3)) == list(range(99)) and (order(3) == order(3)).all() and (order(3) != order(4)).any()
 
 
 def test_validation_windows_are_the_first_ones_in_order():
@@ -306,18 +308,126 @@ def test_micro_batches_change_nothing(tiny, flags):
 def test_resume_is_bit_exact(tiny, flags):
     whole, a = tiny(*flags, out='a')
     _, b = tiny(*flags, '--max_iters=3', '--lr_decay_iters=6', out='b')
+    open(b + '/predictions.jsonl.tmp', 'w').write('half')      # of a run that was killed
     torch.manual_seed(99)                                      # no state outside the checkpoint may count
     again, b = tiny('--resume', '--max_iters=6', out='b') if False else (train.main(['--resume', f'--out_dir={b}', '--max_iters=6', '--lr_decay_iters=0']), b)
     assert_equal(weights(a), weights(b))
-    assert whole['val_loss'] == again['val_loss'] and whole['tokens'] == again['tokens']
+    assert whole['val_loss'] == again['val_loss'] and whole['tokens'] == again['tokens'] and sorted(os.listdir(a)) == sorted(os.listdir(b))
     steps = lambda out: [(l['step'], 'val_loss' in l) for l in map(json.loads, open(out + '/metrics.jsonl')) if 'val_loss' in l]
     assert steps(a) == steps(b)
+
+
+def seeds_of_steps(tiny, monkeypatch, *flags, **kw):
+    "the seed of dropout and sampling in each micro-batch of each step"
+    seen, real = [], gpt.Model.forward
+    with monkeypatch.context() as m:
+        m.setattr(gpt.Model, 'forward', lambda self, *a, **k: (seen.append(torch.initial_seed()) if self.training and torch.is_grad_enabled() else 0, real(self, *a, **k))[1])
+        if '--resume' in flags: train.main(list(flags))
+        else: tiny(*flags, **kw)
+    return seen
+
+
+def test_dropout_hangs_on_seed_step_and_micro_batch_alone(tiny, monkeypatch, tmp_path):
+    first = seeds_of_steps(tiny, monkeypatch, '--micro_batch_size=4', '--max_iters=3')
+    other = seeds_of_steps(tiny, monkeypatch, '--micro_batch_size=4', '--max_iters=3', '--seed=7', out='b')
+    assert len(first) == 6 and len({*first, *other}) == 12
+    assert seeds_of_steps(tiny, monkeypatch, '--micro_batch_size=4', '--max_iters=5', out='c')[:6] == first
+    again = seeds_of_steps(tiny, monkeypatch, '--resume', f'--out_dir={tmp_path}/out', '--max_iters=5')
+    assert len(again) == 4 and not {*again} & {*first}
+
+
+def test_the_gradient_is_clipped_to_its_norm(tiny):
+    """With an eps that outweighs the gradient Adam's first step is the gradient itself."""
+    flags = '--eps=1e5 --learning_rate=1e5 --weight_decay=0 --warmup_iters=0 --lr_schedule=constant --log_interval=1'.split()
+    start = weights(tiny(*flags, '--max_iters=0', out='start')[1])
+    for clip in (0, 0.01):
+        _, out = tiny(*flags, '--max_iters=1', f'--grad_clip={clip}', out=f'clip{clip}')
+        norm = next(r['grad_norm'] for r in map(json.loads, open(out + '/metrics.jsonl')) if 'grad_norm' in r)
+        own = {k for k, _ in train.load_model(out)[0].named_parameters()}
+        step = sum((w - start[k]).double().square().sum().item() for k, w in weights(out).items() if k in own) ** 0.5
+        assert norm > 0.1 and step == pytest.approx(clip or norm, rel=1e-2)
+
+
+@pytest.fixture
+def scaled(tiny, monkeypatch):
+    """tiny with a gradient scaler, as --dtype=float16 has it on CUDA; the powers of two leave fp32 as it is."""
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, 'GradScaler', lambda *a, **k: real('cpu', init_scale=1024.0, growth_interval=4))
+    return tiny
+
+
+def test_a_scaler_changes_nothing_and_is_part_of_the_checkpoint(tiny, scaled, monkeypatch):
+    flags = ['--max_iters=9', '--grad_clip=0.1', '--learning_rate=1e-3']
+    _, a = scaled(*flags, out='a')
+    _, b = scaled(*flags, '--max_iters=6', '--lr_decay_iters=9', out='b')
+    train.main(['--resume', f'--out_dir={b}', '--max_iters=9', '--lr_decay_iters=0'])
+    one, two = (torch.load(out + '/ckpt.pt', weights_only=True)['scaler'] for out in (a, b))
+    assert one == two and one['scale'] == 4096 and one['_growth_tracker'] == 1       # twice grown, one step since
+    monkeypatch.undo()
+    _, c = tiny(*flags, out='c')
+    assert_equal(weights(a), weights(b)), assert_equal(weights(a), weights(c), 1e-7)
+
+
+def test_a_scaler_skips_a_gradient_that_is_not_finite(scaled, monkeypatch):
+    real, calls = torch.nn.utils.clip_grad_norm_, []
+    def overflow(parameters, most):
+        calls.append(1)
+        parameters = list(parameters)
+        if len(calls) == 3: parameters[0].grad[0] = math.inf
+        return real(parameters, most)
+    def unscale(self, optimizer, real=torch.amp.grad_scaler.GradScaler.unscale_):
+        if len(calls) == 2: optimizer.param_groups[0]['params'][0].grad[0] = math.inf    # what fp16 does at a scale too large
+        real(self, optimizer)
+    monkeypatch.setattr(torch.amp.grad_scaler.GradScaler, 'unscale_', unscale)
+    monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_', overflow)
+    _, out = scaled('--max_iters=4')
+    saved = torch.load(out + '/ckpt.pt', weights_only=True)
+    assert saved['step'] == 4 and saved['scaler']['scale'] == 512 and {int(s['step']) for s in saved['optimizer'][0].values()} == {3}
+    assert all(torch.isfinite(w).all() for w in saved['model'].values())
+
+
+def test_the_attention_kernel_is_told(tiny):
+    from torch.nn import functional as F
+    q, real = torch.randn(1, 2, 7, 8), F.scaled_dot_product_attention
+    for fused, name in ((True, 'flash'), (False, 'math')):
+        torch.backends.cuda.enable_flash_sdp(fused)
+        try: assert train.attention_backend(lambda: F.scaled_dot_product_attention(q, q, q)) == name
+        finally: torch.backends.cuda.enable_flash_sdp(True)
+    assert train.attention_backend(lambda: 0) == 'unknown'
+    with pytest.raises(ZeroDivisionError): train.attention_backend(lambda: 1 / 0)
+    assert F.scaled_dot_product_attention is real
+    assert re.search('attention kernel: (math|flash)\n', open(tiny('--max_iters=0')[1] + '/log.txt').read())
+
+
+def test_a_run_gives_the_signals_back(tiny):
+    before = [signal.getsignal(s) for s in train.SIGNALS]
+    tiny('--max_iters=1')
+    assert [signal.getsignal(s) for s in train.SIGNALS] == before
+    with pytest.raises(FileNotFoundError): tiny('--init_from=/no/such/run')
+    assert [signal.getsignal(s) for s in train.SIGNALS] == before
+
+
+def test_a_rank_that_fails_waits_for_nobody(monkeypatch, capsys):
+    """Others may wait for it in a collective, and so would the interpreter's way out."""
+    left = []
+    def fail(): raise ValueError('two\nlines')
+    monkeypatch.setattr(train, 'main', fail), monkeypatch.setattr(os, '_exit', left.append)
+    monkeypatch.setenv('RANK', '1')
+    train.cli()
+    assert left == [1] and capsys.readouterr().err == '\nerror: two lines\n'
+    monkeypatch.delenv('RANK')
+    with pytest.raises(SystemExit) as e: train.cli()
+    assert e.value.code == 1 and left == [1]
 
 
 def test_resume_refuses_another_model_or_data(tiny, corpus, tmp_path):
     _, out = tiny()
     with pytest.raises(ValueError, match='n_layer'): train.main(['--resume', f'--out_dir={out}', '--n_layer=3'])
-    with pytest.raises(ValueError, match='tokenizer|not what the run was trained on'): train.main(['--resume', f'--out_dir={out}', f'--data={corpus}', '--tokenizer=byte'])
+    with pytest.raises(ValueError, match='is prepared with the tokenizer byte'): train.main(['--resume', f'--out_dir={out}', f'--data={corpus}', '--tokenizer=byte'])
+    from data import text
+    (tmp_path / 'less.txt').write_text(corpus.read_text()[:-1000])
+    other = text.prepare(str(tmp_path / 'less.txt'), out + '/tokenizer.json', out=str(tmp_path / 'less'))
+    with pytest.raises(ValueError, match='not what the run was trained on'): train.main(['--resume', f'--out_dir={out}', f'--data={other}', '--max_iters=9'])
     with pytest.raises(ValueError, match='holds a run'): train.main(['--resume', f'--out_dir={out}', '--model=bert'])
 
 
@@ -377,9 +487,16 @@ def test_init_from_with_a_smaller_block(tiny):
     with pytest.raises(ValueError, match='do not fit'): tiny(f'--init_from={out}', '--n_embd=32', '--max_iters=1', out='c')
 
 
-def test_init_from_refuses_another_tokenizer(tiny, corpus):
+def test_init_from_refuses_another_tokenizer(tiny, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     _, out = tiny()
     with pytest.raises(ValueError, match='leave out --tokenizer'): train.main([*TINY, f'--data={corpus}', '--tokenizer=byte', f'--init_from={out}', f'--out_dir={out}-b'])
+    from data import text                                      # as many characters, but others
+    (tmp_path / 'other.txt').write_text(corpus.read_text().replace('z', 'q').replace('x', 'j'))
+    other = text.prepare(str(tmp_path / 'other.txt'), 'char', out=str(tmp_path / 'other'))
+    assert text.open_meta(other)['vocab_size'] == train.load_model(out)[1].vocab_size
+    with pytest.raises(ValueError, match=r'tokenizer char \(\d+ ids\), .* was trained with char'):
+        train.main([*TINY, f'--data={other}', '--tokenizer=char', f'--init_from={out}', f'--out_dir={out}-b'])
 
 
 def test_a_copied_model_file_trains(prepared, tmp_path, monkeypatch):
@@ -535,6 +652,26 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     def half(f): f.write(b'new'); raise OSError('disk full')
     with pytest.raises(OSError): train.write_atomic(path, half)
     assert open(path, 'rb').read() == b'old' and os.listdir(tmp_path) == ['f']
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    path, done, sync, put = str(tmp_path / 'f'), [], os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda f: (done.append(os.fstat(f).st_size), sync(f)))
+    monkeypatch.setattr(os, 'replace', lambda *names: (done.append(names), put(*names)))
+    train.write_atomic(path, lambda f: f.write(b'x' * 13))
+    assert done == [13, (path + '.tmp', path)] and os.listdir(tmp_path) == ['f']
+
+
+def test_a_run_goes_on_when_no_file_can_be_written(tiny, monkeypatch):
+    """The curve, best.pt, ckpt.pt: the run ends all the same, and says at the end that nothing is saved."""
+    def full(path, write, real=train.write_atomic):
+        if not path.endswith(('.jsonl', '.json')): raise OSError(28, 'No space left on device')
+        real(path, write)
+    seen = []
+    monkeypatch.setattr(train, 'write_atomic', full)
+    monkeypatch.setattr(train.Log, 'metrics', lambda self, row, real=train.Log.metrics: (seen.append(row['step']), real(self, row)))
+    with pytest.raises(OSError, match='no checkpoint could be written in .*out: free some space'): tiny()
+    assert max(seen) == 6
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_fails_at_the_end(prepared, tmp_path):

@@ -154,8 +154,9 @@ def test_torchruns_restart_resumes_its_own_run_alone(forks, prepared, tmp_path):
     said = forks.run(*flags, **launch | dict(TORCHELASTIC_RESTART_COUNT='1'))
     assert 'step 4:' not in said and 'step 8:' in said and 'earlier run' not in said
     assert same(state(tmp_path / 'out')['model'], state(tmp_path / 'whole')['model'])
-    said = forks.run(*flags, TORCHELASTIC_RUN_ID='two', TORCHELASTIC_RESTART_COUNT='1')
-    assert 'held an earlier run' in said and 'step 0:' in said
+    for other, run in (([], 'two'), (['--seed=7'], 'two')):        # another launch; another command, under an id that launches share
+        said = forks.run(*flags, *other, TORCHELASTIC_RUN_ID=run, TORCHELASTIC_RESTART_COUNT='1')
+        assert 'held an earlier run' in said and 'step 0:' in said
 
 
 @pytest.mark.slow
@@ -207,6 +208,20 @@ def test_signals_on_ranks_save_once_and_say_their_name(forks, prepared, tmp_path
     assert [r.wait() for r in runs] == [128 + number] * ranks, runs[0].said()[-2000:]
     step = int(re.search(rf'{number.name}: saved step (\d+)\.', runs[0].said())[1])
     assert state(out)['step'] == step and all('Traceback' not in r.said() for r in runs)
+
+
+def test_a_second_signal_ends_a_run_at_once(forks, prepared, tmp_path):
+    """In a step that takes for ever; not when it comes within a second, as a launcher sends what all were sent."""
+    run, = forks.start(*TINY, f'--data={prepared}', '--max_iters=9', f'--out_dir={tmp_path}/out', before=SICK.format(what="(print('asleep', flush=True), __import__('time').sleep(99))", when='calls == 3'))
+    until = time.time() + 60
+    while 'asleep' not in run.said() and time.time() < until: time.sleep(0.02)
+    run.kill(signal.SIGTERM)
+    time.sleep(0.1)
+    run.kill(signal.SIGINT)
+    time.sleep(1.2)
+    assert run.poll() is None
+    run.kill(signal.SIGTERM)
+    assert run.wait(20) == 1 and run.said().endswith('\nstopped\n') and 'Traceback' not in run.said()
 
 
 def test_nohup_keeps_a_run(forks, prepared, tmp_path):
@@ -289,6 +304,9 @@ def test_a_jump_of_the_loss_is_said_and_changes_nothing(forks, prepared, tmp_pat
     assert 'jumped' not in forks.run(*flags, f'--out_dir={tmp_path}/a')
     said = forks.run(*flags, f'--out_dir={tmp_path}/b', before=SICK.format(what='loss + 3 * loss.detach()', when='calls == 25'))
     assert re.findall(r'step (\d+): the loss jumped to', said) == ['25']
+    # not within a tenth of what is usual, nor within five times its spread
+    for loss in ('2 + 0.01 * (calls % 2) + 0.1 * (calls == 25)', '2 + calls % 2 + (calls == 25)'):
+        assert 'jumped' not in forks.run(*flags, f'--out_dir={tmp_path}/c', before=SICK.format(what=f'loss * 0 + {loss}', when='True'))
     assert 'jumped' in open(tmp_path / 'b' / 'log.txt').read() and same(state(tmp_path / 'a')['model'], state(tmp_path / 'b')['model'])
 
 
@@ -355,7 +373,9 @@ def test_the_command_in_the_log_gives_the_same_weights(forks, corpus, tmp_path):
     line = re.match(r'#### .*: python train.py (.*)', first)[1]
     forks.run(*shlex.split(line))
     assert os.path.exists(out + '-1/ckpt.pt') and same(state(out)['model'], state(out + '-1')['model'])
-    for part in (torch.__version__, 'git ', '"seed": 7', *json.load(open(folder / 'prepared/meta.json'))['sha256'].values()): assert part in first
+    first = first.split('#### train.py')[0]                        # the scripts follow
+    revision = subprocess.run(['git', '-C', ROOT, 'describe', '--always', '--dirty'], capture_output=True, text=True).stdout.strip() or 'none'
+    for part in (f'torch {torch.__version__}', f'git {revision}', '"seed": 7', *json.load(open(folder / 'prepared/meta.json'))['sha256'].values()): assert part in first
 
 
 def test_deterministic_asks_torch_for_it(forks, prepared, tmp_path):
