@@ -1054,14 +1054,17 @@ class Evaluation:
         "-> metrics. Of labelled data also the task's own, from self.predictions"
         model.eval()
         total, names, found, items = 0, [], [], self.feed.corpus.items
-        for i in range(-(-len(self.chunks) // self.world)):    # as many calls on each rank, which gather shards
+        shards = [m for m in model.modules() if hasattr(m, 'unshard') and items]    # whole in predict(), which calls more
+        for i in range(-(-len(self.chunks) // self.world)):    # than forward(). Each rank as often: they gather weights
             own = i < len(self.mine)
             chunk = self.mine[i] if own else self.chunks[0]
             arrays = self.feed.send(self.feed.arrays(chunk))
             with autocast():
                 loss, stats = (net if len(chunk) == self.micro else model)(*arrays, totals=self.totals)
                 examples = [items[j] for j in chunk] if items else []
+                for m in shards: m.set_reshard_after_forward(False, recurse=False); m.unshard()
                 rows = self.feed.file.predict(model, arrays, examples, self.tokenizer) if items else []
+                for m in shards: m.reshard(); m.set_reshard_after_forward(m is not model, recurse=False)
             names = sorted(stats)
             total = total + torch.stack([loss.double(), *(stats[k].double() for k in names)]) * own
             found += rows if own else []

@@ -34,7 +34,7 @@ HOW = dict(micro=(1, '--micro_batch_size=1'), ddp=(2, '--micro_batch_size=2'), s
            shard4=(4, '--shard --micro_batch_size=1'))
 # each family in one way that differs from one process, each way with several families; the rest with --slow
 ALWAYS = [('gpt', 'shard'), ('gpt-prefix', 'four'), ('gpt-instruct', 'ddp'), ('bert', 'ddp'), ('bert-nsp', 'micro'), ('bert-labelled', 'shard'),
-          ('bert-tagged', 'ddp'), ('bert-choice', 'ddp'), ('bert-qa', 'micro'), ('t5', 'shard'), ('t5-pairs', 'ddp'), ('electra', 'ddp'),
+          ('bert-tagged', 'shard'), ('bert-choice', 'ddp'), ('bert-qa', 'micro'), ('t5', 'shard'), ('t5-pairs', 'ddp'), ('electra', 'ddp'),
           ('electra-stages', 'ddp'), ('electra-labelled', 'micro')]
 REST = [(f, h) for f in FAMILIES for h in HOW if (f, h) not in ALWAYS and not (f == 'electra-stages' and 'shard' in h)]
 
