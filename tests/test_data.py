@@ -501,7 +501,7 @@ def test_bad_downloads(server):
     refused(lambda: text.download('http://127.0.0.1:9/x', 'd/x.bin'), 'could not reach http://127.0.0.1:9/x', 'get the file by hand', kind=ConnectionError)
     for size, most, words in (('1000000000000', 299_999, ['1,000,000,000,000 bytes, expected at most 299,999']),    # refused before it comes
                               ('', 70_000, [' bytes, expected at most 70,000', 'thrown away']), ('many', 0, ['the server says a size that is no number'])):
-        Server.size, Server.stop = size, 9 if most == 299_999 else 0       # '': it does not say
+        Server.size, Server.ranges, Server.stop = size, False, 9 if most == 299_999 else 0        # '': it does not say
         refused(lambda: text.download(server + 'x', 'd/x.bin', max_bytes=most), *words)
     refused(lambda: text.download(server + 'moved', 'd/x.bin'), 'could not reach', kind=ConnectionError)           # to a file of this machine
     assert os.listdir('.') == []                         # nothing is left, not even the folder

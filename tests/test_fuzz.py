@@ -277,7 +277,7 @@ def test_tokenizers_that_lie(data, tmp_path):
 
 def test_a_table_of_replacements_in_circles():
     """A double array whose child is its parent; and one of 90 levels, each of two children that lead to the same next level."""
-    circle, fork = [0] * 20_000, [0] * 400
+    circle, fork = [0] * 60_000, [0] * 400
     circle[97] = 97 << 10 | 97
     for level in range(90):
         for at in (4 * level + 1, 4 * level + 2): fork[at] = (at ^ 4 * level + 4) << 10 | at & 3
