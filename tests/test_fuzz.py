@@ -492,7 +492,7 @@ def test_adapters(name, real, tmp_path):
 def test_a_pattern_of_an_adapter_is_given_up(real, tmp_path, monkeypatch):
     shutil.copytree(real / 'peft', tmp_path / 'a')
     config = json.loads((tmp_path / 'a/adapter_config.json').read_text())
-    put(str(tmp_path / 'a/adapter_config.json'), json.dumps(config | dict(alpha_pattern={'(?:.|..|...)+[0-9][0-9]': 3})).encode())
+    put(str(tmp_path / 'a/adapter_config.json'), json.dumps(config | dict(alpha_pattern={'(?:(?:.|..|...)+)+[0-9][0-9]': 3})).encode())
     def match(*a, real=regex.match, timeout=None, **k):
         assert timeout == 1
         return real(*a, timeout=timeout, **k)
