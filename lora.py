@@ -29,6 +29,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from data import files
+
 # ---------------------------------------------------------------------------------------------------- layers
 
 class Adapter(nn.Module):
@@ -451,13 +453,12 @@ def to_peft(model):
 def save(model, folder):
     """Writes the active adapter as peft does, adapter_config.json and adapter_model.safetensors; if peft or
     transformers has nothing like it, the same files with our names, which only `load` reads. -> does peft read it"""
-    import train                                                           # not above: train.py imports this file
     try: config, tensors = to_peft(model)
     except (ValueError, AttributeError): config, tensors = dict(settings(model), peft_type='FLATFORMERS'), state(model)
     os.makedirs(folder, exist_ok=True)
-    train.write_safetensors(os.path.join(folder, 'adapter_model.safetensors'),
+    files.write_safetensors(os.path.join(folder, 'adapter_model.safetensors'),
                             {k: v.contiguous() for k, v in tensors.items()})
-    train.write_atomic(os.path.join(folder, 'adapter_config.json'),
+    files.write_atomic(os.path.join(folder, 'adapter_config.json'),
                        lambda f: f.write(json.dumps(config, indent=2).encode()))
     return config['peft_type'] == 'LORA'
 
@@ -465,24 +466,24 @@ def save(model, folder):
 def load(model, path, name='default'):
     """Puts a saved adapter on the model, active: a folder of save's or of peft's, or an out_dir or .pt file of
     train.py. -> the model. ValueError if it does not fit."""
-    import train
-    with train.untrusted(path): return read_adapter(train, model, path, name)
+    with files.untrusted(path): return read_adapter(model, path, name)
 
 
-def read_adapter(train, model, path, name):
+def read_adapter(model, path, name):
     config_file = os.path.join(path, 'adapter_config.json')
     if not os.path.exists(config_file):
         if os.path.isdir(path) and not os.path.exists(os.path.join(path, 'ckpt.pt')):
             raise FileNotFoundError(f'no adapter in {path}: '
                                     'expected adapter_config.json, or ckpt.pt of a run with --adapter')
+        import train                                                       # not above: train.py imports this file
         saved = train.load_checkpoint(path)
         if 'lora' not in saved: raise ValueError(f'{path} holds a whole model, no adapter: --init_from={path} opens it')
         load_state(model, saved['lora'], saved['model'], name)
         return model
-    config = train.read_json(config_file)
+    config = files.read_json(config_file)
     file, old = (os.path.join(path, 'adapter_model.' + end) for end in ('safetensors', 'bin'))
-    tensors = (train.read_safetensors(file) if os.path.exists(file) or not os.path.exists(old)
-               else train.are_weights(train.read_pickle(old), old))
+    tensors = (files.read_safetensors(file) if os.path.exists(file) or not os.path.exists(old)
+               else files.are_weights(files.read_pickle(old), old))
     if config.pop('peft_type', '') == 'FLATFORMERS': load_state(model, config, tensors, name)
     else: load_state(model, *from_peft(model, config, tensors), name)
     return model

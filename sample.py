@@ -39,6 +39,7 @@ import torch
 from torch.nn import functional as F
 
 import bpe, lora, train
+from data import files
 
 
 @dataclass
@@ -425,7 +426,7 @@ def inputs(flag, value, columns, bare=True):
 def report(records, config, text):
     """Prints the records, or writes them to --out: a line of JSON each, or text(record). -> {'records'}"""
     lines = [json.dumps(r, ensure_ascii=False) if config.json or config.out.endswith('.jsonl') else text(r) for r in records]
-    if config.out: train.write_atomic(config.out, lambda f: f.write(''.join(line + '\n' for line in lines).encode()))
+    if config.out: files.write_atomic(config.out, lambda f: f.write(''.join(line + '\n' for line in lines).encode()))
     else: print('\n'.join(lines), flush=True)
     return dict(records=records)
 
@@ -635,7 +636,7 @@ def embed(model, tokenizer, config):
         return (F.normalize(x, dim=-1) if config.normalize else x).cpu()
     vectors = torch.stack(in_batches(model, c, rows, config.batch_size, work))                 # (texts, C)
     if config.out:
-        train.write_atomic(config.out, lambda f: np.save(f, vectors.numpy()))
+        files.write_atomic(config.out, lambda f: np.save(f, vectors.numpy()))
         print(f'{config.out}: {len(vectors)} vectors of {vectors.size(1)} float32', file=sys.stderr)
         return dict(vectors=vectors.numpy())
     if pairs:
@@ -897,7 +898,7 @@ def cli():
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); sys.exit(1)  # `| head` has seen enough
     except (MemoryError, RuntimeError) as e:
         if not train.out_of_memory(e): raise
-        error = f'out of memory ({train.first_line(e)[:200]}): lower --num_samples, --max_new_tokens or --batch_size'
+        error = f'out of memory ({files.first_line(e)[:200]}): lower --num_samples, --max_new_tokens or --batch_size'
     except (ValueError, OSError) as e: error = ' '.join(str(e).split()) or type(e).__name__
     if os.environ.get('TRACEBACK'): raise
     print(f'\nsample.py: {error}' if status == 130 else f'sample.py: {error}', file=sys.stderr)

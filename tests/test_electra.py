@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import bert, bpe, electra, train
+from data import files
 from data.rows import Random, keyed
 
 tf = pytest.importorskip('transformers')
@@ -523,7 +524,7 @@ def test_two_models_go_and_come_back(name, tmp_path):
     alone, _ = train.load_model(str(tmp_path / 'generator'))
     assert alone.config.objective == 'mlm' and (alone.logits(ids) - ours).abs().max() < 1e-4
     if config.objective not in ('electra', 'electra-15'): return
-    parts = [train.read_hf(str(tmp_path / f)) for f in ('', 'generator')]
+    parts = [files.read_hf(str(tmp_path / f)) for f in ('', 'generator')]
     back, state = electra.from_hf(dict(parts[0][0], generator=parts[1][0]), parts[0][1] | {'generator/' + n: w for n, w in parts[1][1].items()})
     assert back.share == config.share and back.generator == config.generator
     twin = electra.Model(dataclasses.replace(back, objective=config.objective, **{n: TINY[n] for n in ('eot_id', 'cls_id', 'sep_id', 'mask_id')})).eval()

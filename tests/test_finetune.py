@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bert, train
-from data import text
+from data import files, text
 from sklearn.metrics import accuracy_score
 
 TINY = '--model=bert --preset=small --n_layer=3 --n_head=2 --n_embd=24 --n_hidden=40 --block_size=32 --device=cpu --log_interval=2'.split()
@@ -70,7 +70,7 @@ def test_a_new_head_learns_and_its_predictions_are_written(pretrained, sums, tmp
 
 
 def test_predictions_that_find_no_room_do_not_end_the_run(pretrained, sums, tmp_path, monkeypatch):
-    def full(path, write, real=train.write_atomic):
+    def full(path, write, real=files.write_atomic):
         if path.endswith('predictions.jsonl'): raise OSError(28, 'No space left on device')
         real(path, write)
     monkeypatch.setattr(train, 'write_atomic', full)

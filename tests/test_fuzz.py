@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import adapters, bert, bpe, electra, gpt, lora, t5, train
-from data import openwebtext, supervised, text
+from data import files, openwebtext, supervised, text
 from data.rows import training, validation
 
 MORE = float(os.environ.get('FUZZ', 1))
@@ -165,7 +165,7 @@ def safetensors(tensors, rng=None, change=lambda header: header):
 
 
 def read_safe(path):
-    out = train.read_safetensors(path)
+    out = files.read_safetensors(path)
     assert sum(t.numel() * t.element_size() for t in out.values()) <= os.path.getsize(path)
     return out
 
@@ -198,10 +198,10 @@ def test_safetensors_say_what_is_wrong(tmp_path):
         size = 4 * (isinstance(lie, dict) and 4 in lie['a']['data_offsets'])
         head = json.dumps(lie).encode()
         put(path, struct.pack('<Q', len(head)) + head + bytes(size))
-        with pytest.raises(ValueError, match=says): train.read_safetensors(path)
+        with pytest.raises(ValueError, match=says): files.read_safetensors(path)
     put(path, struct.pack('<Q', 10 ** 8 + 1) + b'{')
     os.truncate(path, 10 ** 8 + 100)                          # as long as it says, and not read
-    with bounds(20, 0), pytest.raises(ValueError, match='a header of 100000001 bytes'): train.read_safetensors(path)
+    with bounds(20, 0), pytest.raises(ValueError, match='a header of 100000001 bytes'): files.read_safetensors(path)
 
 
 # ---------------------------------------------------------------------------------------------------- tokenizers
@@ -235,9 +235,9 @@ def tokenizers(tmp_path_factory, corpus):
     return out
 
 
-def load_tokenizer(folder, files):
-    for name, data in files.items(): put(f'{folder}/{name}', data)
-    tok = bpe.load(f'{folder}/{next(iter(files))}')
+def load_tokenizer(folder, parts):
+    for name, data in parts.items(): put(f'{folder}/{name}', data)
+    tok = bpe.load(f'{folder}/{next(iter(parts))}')
     try: tok.decode(tok.encode('The sums.'))                  # a char vocabulary may lack a letter: ValueError
     except ValueError: pass
     assert 0 < tok.vocab_size <= bpe.MOST and len(tok.byte_lengths) == tok.vocab_size
@@ -246,12 +246,12 @@ def load_tokenizer(folder, files):
 
 @pytest.mark.parametrize('name', ['own', 'char', 'bpe', 'wordpiece', 'unigram', 'pair', 'vocab', 'tiktoken', 'unigram.model', 'pieces.model'])
 def test_tokenizers(name, tokenizers, tmp_path):
-    rng, files = random.Random(name), tokenizers[name]
-    assert load_tokenizer(str(tmp_path), files) is not None
+    rng, parts = random.Random(name), tokenizers[name]
+    assert load_tokenizer(str(tmp_path), parts) is not None
     for i in range(int(400 * MORE)):
-        hurt, target = dict(files), rng.choice(list(files))
-        if target.endswith('.json') and i % 2: hurt[target] = as_json(hurt_tree(json.loads(files[target]), rng), rng)
-        else: hurt[target] = hurt_bytes(files[target], rng)
+        hurt, target = dict(parts), rng.choice(list(parts))
+        if target.endswith('.json') and i % 2: hurt[target] = as_json(hurt_tree(json.loads(parts[target]), rng), rng)
+        else: hurt[target] = hurt_bytes(parts[target], rng)
         size = sum(map(len, hurt.values()))
         if i % 50 == 0: hurt[target] = gzip.compress(hurt[target])
         holds('tokenizers', lambda: load_tokenizer(str(tmp_path), hurt), size, (name, i))
@@ -303,7 +303,7 @@ def test_what_a_checkpoint_may_hold(change, says, request, tmp_path):
     real = request.getfixturevalue('real')
     put(str(tmp_path / 'hf/config.json'), (real / 'gpt/config.json').read_bytes())
     torch.save(change['model'], tmp_path / 'hf/pytorch_model.bin')
-    with pytest.raises(ValueError, match=says): train.read_hf(str(tmp_path / 'hf'))
+    with pytest.raises(ValueError, match=says): files.read_hf(str(tmp_path / 'hf'))
     put(str(tmp_path / 'peft/adapter_config.json'), (real / 'peft/adapter_config.json').read_bytes())
     torch.save(change['model'], tmp_path / 'peft/adapter_model.bin')
     with pytest.raises(ValueError, match=says): lora.load(train.load_model(str(real / 'run'))[0], str(tmp_path / 'peft'))
@@ -321,9 +321,9 @@ def test_what_a_config_may_say(values, says):
 
 def test_what_a_config_json_may_be(tmp_path):
     for data, says in ((b'[1]', 'x.json: a list; expected a JSON object'), (b'{"a": ', 'x.json: not JSON'), (b'[' * 10 ** 5, 'x.json: not JSON')):
-        with pytest.raises(ValueError, match=says): train.read_json(put(str(tmp_path / 'x.json'), data))
+        with pytest.raises(ValueError, match=says): files.read_json(put(str(tmp_path / 'x.json'), data))
     (tmp_path / 'x.json').write_bytes(b'{"a": 1}')
-    assert train.read_json(str(tmp_path / 'x.json')) == dict(a=1)
+    assert files.read_json(str(tmp_path / 'x.json')) == dict(a=1)
 
 
 def test_checkpoints_of_hurt_bytes(real, tmp_path):
@@ -454,11 +454,11 @@ def test_folders(name, real, tmp_path):
         holds('folders', lambda: train.load_model(folder), size, (name, i))
     for index in ({}, dict(weight_map=[]), dict(weight_map=dict(a=5)), dict(weight_map=dict(a='../gpt/model.safetensors')), dict(weight_map=dict(a='/etc/passwd')), []):
         put(f'{folder}/model.safetensors.index.json', json.dumps(index).encode())
-        assert holds('folders', lambda: train.read_hf(folder), size, index) in (None, (config, {}))
+        assert holds('folders', lambda: files.read_hf(folder), size, index) in (None, (config, {}))
 
 
 def test_bin_of_a_folder(real, tmp_path):
-    folder, weights = tmp_path / 'hf', train.read_safetensors(str(real / 'gpt/model.safetensors'))
+    folder, weights = tmp_path / 'hf', files.read_safetensors(str(real / 'gpt/model.safetensors'))
     put(str(folder / 'config.json'), (real / 'gpt/config.json').read_bytes())
     for legacy in (True, False):
         torch.save(weights, folder / 'pytorch_model.bin', _use_new_zipfile_serialization=not legacy)
@@ -466,7 +466,7 @@ def test_bin_of_a_folder(real, tmp_path):
         whole, rng = (folder / 'pytorch_model.bin').read_bytes(), random.Random(legacy)
         for i in range(int(150 * MORE)):
             data = hurt_bytes(whole[:2000], rng) + whole[2000:] if i % 2 else hurt_bytes(whole, rng)
-            holds('folders', lambda: train.read_hf(str(folder)) and None or put(str(folder / 'pytorch_model.bin'), data) and train.read_hf(str(folder)), len(data), i)
+            holds('folders', lambda: files.read_hf(str(folder)) and None or put(str(folder / 'pytorch_model.bin'), data) and files.read_hf(str(folder)), len(data), i)
             put(str(folder / 'pytorch_model.bin'), whole)
 
 
@@ -516,8 +516,8 @@ def test_a_class_that_the_labels_lack(real, tmp_path):
 def test_prepared_folders(name, real, tmp_path):
     rng, folder = random.Random(name), str(tmp_path / 'd')
     shutil.copytree(real / name, folder)
-    files = {n: (real / name / n).read_bytes() for n in os.listdir(folder)}
-    meta, size = json.loads(files['meta.json']), sum(map(len, files.values()))
+    parts = {n: (real / name / n).read_bytes() for n in os.listdir(folder)}
+    meta, size = json.loads(parts['meta.json']), sum(map(len, parts.values()))
     tok = bpe.byte()
     def use():
         found = text.open_meta(folder)
@@ -531,17 +531,17 @@ def test_prepared_folders(name, real, tmp_path):
     for i in range(int(350 * MORE)):
         put(f'{folder}/meta.json', as_json(hurt_tree(meta, rng), rng))
         holds('prepared', use, size, (name, i))
-    put(f'{folder}/meta.json', files['meta.json'])
+    put(f'{folder}/meta.json', parts['meta.json'])
     for i in range(int(150 * MORE)):
-        target = rng.choice([n for n in files if n != 'meta.json'])
-        data = hurt_bytes(files[target], rng)
+        target = rng.choice([n for n in parts if n != 'meta.json'])
+        data = hurt_bytes(parts[target], rng)
         put(f'{folder}/{target}', data)
         if i % 2:                                             # whoever lies, lies about the checksum too
             told = {f'{target[:-4]}_tokens': len(data) // 2} if target.endswith('.bin') else {}
             put(f'{folder}/meta.json', json.dumps(meta | told | dict(sha256=meta['sha256'] | {target: text.checksum(f'{folder}/{target}')})).encode())
         found = holds('prepared', use, size + len(data), (name, i))
-        assert found is None or data == files[target] or i % 2 or target.endswith('.bin'), (name, i, target)
-        put(f'{folder}/{target}', files[target]), put(f'{folder}/meta.json', files['meta.json'])
+        assert found is None or data == parts[target] or i % 2 or target.endswith('.bin'), (name, i, target)
+        put(f'{folder}/{target}', parts[target]), put(f'{folder}/meta.json', parts['meta.json'])
     for dtype in ('O', 'object', 'V99999999', 'float64', 'U5', '<u4', 5, ['a']):
         put(f'{folder}/meta.json', json.dumps(meta | dict(dtype=dtype)).encode())
         assert holds('prepared', use, size, dtype) is None

@@ -16,6 +16,7 @@ import lora
 import sample
 import t5
 import train
+from data import files
 
 LLAMA = dict(positions='rotary', norm='rmsnorm', activation='silu', gated=True, bias=False, n_head=6, n_kv_head=2, head_dim=10, n_hidden=53, tied=False)
 SIZES = dict(vocab_size=99, block_size=37, n_layer=2, n_head=3, n_embd=42)
@@ -288,7 +289,7 @@ def test_own_files(tmp_path):
     seen = logits(model)
     assert not lora.save(model, tmp_path / 'a')
     torch.save(dict(model=lora.state(model), lora=lora.settings(model), config={}, model_name='gpt'), tmp_path / 'ckpt.pt')
-    size = sum(w.numel() for w in train.read_safetensors(str(tmp_path / 'a' / 'adapter_model.safetensors')).values())
+    size = sum(w.numel() for w in files.read_safetensors(str(tmp_path / 'a' / 'adapter_model.safetensors')).values())
     assert size == sum(p.numel() for p in model.parameters() if p.requires_grad)               # the adapter alone
     for path in (tmp_path / 'a', tmp_path, tmp_path / 'ckpt.pt'):
         new = lora.load(build('gpt2', **odd), str(path), name='x')
@@ -348,7 +349,7 @@ def test_peft_reads_ours(family, match, how, hf, tmp_path):
     near(logits(again), seen)
     lora.merge(model)
     assert lora.save(model, tmp_path / 'merged')                           # the same files while merged
-    a, b = (train.read_safetensors(str(tmp_path / f / 'adapter_model.safetensors')) for f in ('lora', 'merged'))
+    a, b = (files.read_safetensors(str(tmp_path / f / 'adapter_model.safetensors')) for f in ('lora', 'merged'))
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
@@ -390,10 +391,10 @@ def test_peft_refused(tmp_path):
     file.write_text(json.dumps(good))
     with pytest.raises(ValueError, match='another model'): lora.load(build('gpt2'), str(tmp_path))
     with pytest.raises(ValueError, match='does not fit'): lora.load(build('llama', n_embd=48), str(tmp_path))
-    tensors = train.read_safetensors(str(tmp_path / 'adapter_model.safetensors'))
+    tensors = files.read_safetensors(str(tmp_path / 'adapter_model.safetensors'))
     for more, words in (({'base_model.model.q_proj.lora_A.weight': torch.zeros(2, 36)}, 'has q_proj.weight, which this model has not'),
                         ({'base_model.model.model.norm.weight': torch.zeros(3)}, r'model.norm.weight is \(3,\), the model has')):
-        train.write_safetensors(str(tmp_path / 'adapter_model.safetensors'), tensors | more)
+        files.write_safetensors(str(tmp_path / 'adapter_model.safetensors'), tensors | more)
         with pytest.raises(ValueError, match=words): lora.load(build('llama'), str(tmp_path))
     file.write_text('{')
     with pytest.raises(ValueError, match='not JSON'): lora.load(model, str(tmp_path))

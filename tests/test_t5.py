@@ -8,6 +8,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import t5
 import train
+from data import files
 from data.rows import Random, keyed
 
 tf = pytest.importorskip('transformers')
@@ -224,7 +225,7 @@ def test_hf_both_ways(kw, tmp_path):
     assert (ours.logits(x, y, mask) - masked).abs().max() < 1e-4
     assert ours.config.tied != bool(kw.get('untie')) and ours.config.scale_head == kw.get('tie_word_embeddings', True)
     hf, weights = t5.to_hf(ours)
-    train.write_safetensors(str(tmp_path / 'model.safetensors'), weights)
+    files.write_safetensors(str(tmp_path / 'model.safetensors'), weights)
     (tmp_path / 'config.json').write_text(__import__('json').dumps(hf))
     again = tf.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     assert (again(input_ids=x, decoder_input_ids=y).logits - want).abs().max() < 1e-4
