@@ -304,7 +304,8 @@ def bitfit(model, name='default', train=''):
     """Trains the biases, and the modules named in `train`, and nothing else. -> the model"""
     biases = [n for n, p in model.named_parameters() if n.endswith('bias') and p.ndim == 1 and '.lora.' not in n]
     if not biases:
-        raise ValueError('this model has no biases: BitFit has nothing to train; use lora.wrap or adapters.bottleneck')
+        raise ValueError('this model has no biases: BitFit has nothing to train; '
+                         'take --lora_rank=8 (lora.wrap) or --adapter=bottleneck (adapters.bottleneck)')
     lora.attach(model, name, {}, list(dict.fromkeys(biases + lora.heads(model, train))))
     return model
 

@@ -761,7 +761,7 @@ def to_hf(model):
         else: hf.update(attention_bias=c.has_bias('qkv') or c.has_bias('out'), mlp_bias=c.has_bias('mlp'))
     # what they would build, read back, must be what we have
     theirs, state, weights = _read_config(hf), model.state_dict(), {}
-    differ = [f'{f}={getattr(c, f)}' for f in ('post_norm', 'parallel', 'gated', 'qk_norm', 'window', 'activation',
+    differ = [f'{f}={getattr(c, f)}, only {f}={getattr(theirs, f)}' for f in ('post_norm', 'parallel', 'gated', 'qk_norm', 'window', 'activation',
               'rope_fraction', 'kv_heads', 'width', 'hidden') if getattr(theirs, f) != getattr(c, f)]
     shapes = _shapes(theirs)
     differ += [name for name in state if name not in shapes and not name.startswith('extra.')]

@@ -46,7 +46,7 @@ tokenizer.json and, for labelled data, predictions.jsonl.
 Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so a command trains the
 same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
 """
-import contextlib, ctypes, dataclasses, difflib, hashlib, importlib, inspect, json, math, os, platform, re, resource
+import contextlib, ctypes, dataclasses, difflib, glob, hashlib, importlib, inspect, json, math, os, platform, re, resource
 import shlex, shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
 from dataclasses import dataclass
 
@@ -61,7 +61,8 @@ import torch.nn.functional as F
 
 import adapters, bpe, lora
 from data import metrics, text
-from data.files import are_weights, first_line, read_hf, read_pickle, untrusted, write_atomic, write_safetensors
+from data.files import (are_weights, first_line, read_hf, read_json, read_pickle, untrusted, write_atomic,
+                        write_safetensors)
 from data.rows import keyed, tokens_in, training, validation
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -204,6 +205,8 @@ def parse(argv):
         had = saved['model_name']
         if given.setdefault('model', had) != had:
             raise ValueError(f'--resume: {given["out_dir"]} holds a run of --model={had}, not {given["model"]}')
+    elif 'model' not in given and given.get('init_from') not in (None, '', 'scratch'):
+        given['model'] = script_of(given['init_from'])                     # whose weights they are
     model = given.get('model', mine['model'])
     file = import_model(model)
     if saved: typed(Config, saved['train'], given['out_dir']), typed(file.Config, saved['config'], given['out_dir'])
@@ -415,8 +418,11 @@ def load_checkpoint(path):
     if os.path.isdir(path):
         folder, path = path, os.path.join(path, 'ckpt.pt')
         if not os.path.exists(path):
+            best = os.path.join(folder, 'best.pt')
             raise FileNotFoundError(f'no checkpoint in {folder}: expected {path}; '
-                                    f'train first: python train.py --out_dir={folder}')
+                                    + (f'{best} is there: --init_from={best} starts from its weights'
+                                       if os.path.exists(best) else
+                                       f'train first: python train.py --out_dir={folder}'))
     if not os.path.exists(path):
         raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder, '
                                 f'or train first: python train.py --out_dir={path}')
@@ -445,6 +451,11 @@ def hf_file(config):
         raise ValueError(f'config.json has model_type {kind!r}; known: {", ".join(sorted(known))}')
     return import_model(known[kind])
 
+def script_of(path):
+    "the name of the model file whose weights an out_dir, a .pt file or a Hugging Face folder holds"
+    if not os.path.exists(config := os.path.join(path, 'config.json')): return load_checkpoint(path)['model_name']
+    with untrusted(config): return hf_file(read_json(config)).__name__
+
 def fingerprint(weights):
     "some numbers of every tensor, hashed: tells one set of weights from another"
     digest = hashlib.sha256()
@@ -454,13 +465,17 @@ def fingerprint(weights):
     return digest.hexdigest()
 
 def base_of(saved, path, depth=0):
-    "the weights that the adapter in a checkpoint was made for"
-    base = saved['train']['init_from']
-    weights = load_parts(base, depth + 1)[2]
-    if saved.get('base', '') not in ('', fingerprint(weights)):
-        raise ValueError(f'{path} adapts other weights than {base} now holds (a later run took its place?): find them, '
-                         f'then python sample.py --init_from=BASE --lora={path}')
-    return weights
+    "the weights that the adapter in a checkpoint was made for, also where make_room has moved them"
+    base, mark = saved['train']['init_from'], saved.get('base', '')
+    folder, file = os.path.split(base) if base.endswith('.pt') else (base, '')
+    aside = glob.glob(glob.escape(folder.rstrip('/')) + '-[0-9]*') if mark else []
+    for place in (base, *(os.path.join(p, file) for p in sorted(aside))):
+        try: weights = load_parts(place, depth + 1)[2]
+        except FileNotFoundError: continue
+        if mark in ('', fingerprint(weights)): return weights
+    there = 'now holds other weights (a later run took its place?)' if os.path.exists(base) else 'is gone'
+    raise ValueError(f'{path} adapts the weights that were in {base}, which {there}: find them, '
+                     f'then python sample.py --init_from=BASE --lora={path}')
 
 def load_parts(path, depth=0):
     "-> (model file, its Config, state dict, tokenizer or None) of an out_dir, a .pt file or a Hugging Face folder"
@@ -815,28 +830,28 @@ def open_data(config, file, flags, saved, origin, tokenizer):
     return folder, meta, own
 
 def open_weights(config, file, flags, values, saved):
-    "-> model file, its Config's values, weights or None, tokenizer or None, where they came from"
+    "-> the model's Config values, weights or None, tokenizer or None, where they came from"
     if saved:
         weights = base_of(saved, config.out_dir) if 'lora' in saved else saved['model']
         tokenizer = bpe.loads(saved['tokenizer']) if saved['tokenizer'] else None
-        return file, values, weights, tokenizer, config.out_dir
-    if config.init_from in ('', 'scratch'): return file, values, None, None, ''
+        return values, weights, tokenizer, config.out_dir
+    if config.init_from in ('', 'scratch'): return values, None, None, ''
     source, given, weights, tokenizer = load_parts(config.init_from)
     if getattr(weights, 'adapter', None):
         raise ValueError(f'--init_from={config.init_from} is an adapter ({weights.adapter["kind"]}) that no '
                          f'plain weights can hold: --resume --out_dir={config.init_from} goes on with it, '
                          'or start from its base')
-    if source is not file and 'model' in flags:      # a fork starts from its parent's weights, if it has its fields
+    if source is not file:                           # a fork starts from its parent's weights, if it has its fields
         fields, had = {f.name for f in dataclasses.fields(file.Config)}, dataclasses.asdict(given)
         if lacks := [n for n in had if n not in fields]:
             raise ValueError(f'--init_from={config.init_from} holds a model of {source.__name__}.py, '
                              f'not of --model={config.model}, whose Config has no {lacks[0]}{further(lacks)}: '
                              f'leave out --model, or keep the fields of {source.__name__}.py in a fork of it')
-        source, given = file, typed(file.Config, had, config.init_from)
-    own = {f.name for f in dataclasses.fields(source.Config)} - {'vocab_size'}
-    wanted = {n: v for n, v in {**getattr(source, 'finetune', {}), **flags}.items() if n in own}
+        given = typed(file.Config, had, config.init_from)
+    own = {f.name for f in dataclasses.fields(file.Config)} - {'vocab_size'}
+    wanted = {n: v for n, v in {**getattr(file, 'finetune', {}), **flags}.items() if n in own}
     values = {**dataclasses.asdict(given), **wanted}
-    return source, values, None if config.new_weights else weights, tokenizer, config.init_from
+    return values, None if config.new_weights else weights, tokenizer, config.init_from
 
 def fields_from_data(file, meta, tokenizer, fixed):
     "the model's Config fields that the data and its tokenizer decide; fixed: given weights know their own vocabulary"
@@ -1032,7 +1047,7 @@ def restore(optimizers, model, states, origin):
 
 def run(config, file, values, flags, changed, saved, argv, device, world, rank, listen, began):
     # ---- what to train, on what
-    file, values, weights, tokenizer, origin = open_weights(config, file, flags, values, saved)
+    values, weights, tokenizer, origin = open_weights(config, file, flags, values, saved)
     if config.init_from and config.export_hf and config.max_iters == 0:            # a conversion: needs no data
         export_hf(file, build_model(file, file.Config(**values), weights, origin, 0), tokenizer, config.export_hf)
         print(f'wrote {config.export_hf}')
@@ -1143,6 +1158,9 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     log.say('settings: ' + ' '.join(f'{n}={values.get(n, v)}' for n, v in changed.items()))
     log.say(f'batch: {config.batch_size} rows of {tokens_per_row} tokens = {world} device(s) x '
             f'{share // micro} micro-batch(es) x {micro}; an epoch is {epoch:.1f} steps')
+    if 0 < config.max_iters <= config.warmup_iters:
+        log.say(f'all {config.max_iters} steps are warm-up, the learning rate never gets to {config.learning_rate:g}: '
+                f'lower --warmup_iters={config.warmup_iters}')
     if new_task:
         log.say(f'a new task: all weights come from {origin}' + f', but {", ".join(heads)} start anew' * bool(heads))
     if floor:

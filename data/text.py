@@ -670,7 +670,8 @@ def resolve(data, tokenizer='', vocab_size=0):
         with naming(name, given): return module.prepare(**given)
     if os.path.isdir(data) and is_prepared(data): return checked(data, tokenizer, vocab_size)
     if os.path.exists(data) or ',' in data: return cached(data, tokenizer or 'bpe', vocab_size)
-    near = difflib.get_close_matches(os.path.basename(data.rstrip('/')), names(), 1, 0.5)
+    if os.sep in data: raise FileNotFoundError(f'--data={data}: no such file or folder')
+    near = difflib.get_close_matches(data, names(), 1, 0.5)
     raise FileNotFoundError(f'--data={data}: no data set, file or folder of that name; '
                             f'the data sets are {", ".join(names())}'
                             + (f'; did you mean --data={near[0]}?' if near else ''))

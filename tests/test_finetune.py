@@ -301,8 +301,27 @@ def test_an_adapter_run_resumes_and_knows_its_base(pretrained, sums, tmp_path):
     other = torch.load(os.path.join(base, 'ckpt.pt'), weights_only=True)
     other['model']['encoder.blocks.0.mlp.up.weight'] += 1
     torch.save(other, os.path.join(base, 'ckpt.pt'))
-    with pytest.raises(ValueError, match='adapts other weights'): train.load_model(out)
-    with pytest.raises(ValueError, match='adapts other weights'): train.main(['--model=bert', '--resume', f'--out_dir={out}', '--max_iters=9'])
+    with pytest.raises(ValueError, match='now holds other weights'): train.load_model(out)
+    with pytest.raises(ValueError, match='now holds other weights'): train.main(['--model=bert', '--resume', f'--out_dir={out}', '--max_iters=9'])
+    shutil.copytree(pretrained, base + '-2')                               # where a later run moves what it finds
+    again, _ = train.load_model(out)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    shutil.rmtree(base), shutil.rmtree(base + '-2')
+    with pytest.raises(ValueError, match='the weights that were in .*base, which is gone: find them'): train.load_model(out)
+
+
+def test_weights_know_their_model_file(pretrained, sums, tmp_path, capsys):
+    """--init_from without --model takes the model file of the weights, with what fine-tunes it well."""
+    hf, out = str(tmp_path / 'hf'), str(tmp_path / 'out')
+    train.main([f'--init_from={pretrained}', '--max_iters=0', f'--export_hf={hf}'])
+    for source in (pretrained, os.path.join(pretrained, 'best.pt'), hf):
+        config, file, *_ = train.parse([f'--init_from={source}', f'--data={sums["two"]}'])
+        assert file is bert and config.learning_rate == bert.finetune['learning_rate'] and config.out_dir == 'out/bert-two-jsonl'
+    train.main([f'--init_from={pretrained}', f'--data={sums["two"]}', f'--out_dir={out}', '--max_iters=1', '--device=cpu', '--warmup_iters=3'])
+    assert state(out)['model_name'] == 'bert'
+    assert 'all 1 steps are warm-up, the learning rate never gets to 5e-05: lower --warmup_iters=3' in capsys.readouterr().out
+    os.remove(os.path.join(out, 'ckpt.pt'))
+    with pytest.raises(FileNotFoundError, match=r'best\.pt is there: --init_from=.*best.pt starts from its weights'): train.load_checkpoint(out)
 
 
 @pytest.mark.parametrize('flags, says', [(['--freeze=9'], '3 layers'), (['--max_iters=-1'], '--max_iters=-1'), (['--eval_interval=-5'], '0 or more'),

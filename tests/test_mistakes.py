@@ -122,7 +122,7 @@ train --data={w}/columns.jsonl                          | columns.jsonl line 1: 
 train --data={w}/alpaca.jsonl                           | the columns are instruction, output; expected .*: python data/instruct.py --source=.*alpaca.jsonl --out=DIR, then --data=DIR
 train --data={w}/papers                                 | papers: no text in it \(2 files, none of them UTF-8 text: .*a.pdf, ...\); expected .txt or other UTF-8 files, .* name another folder or FILE
 train --data={w}/hollow                                 | hollow: no text in it \(no files but empty and hidden ones\); expected
-train --data={w}/nothing/nothing.txt                    | no data set, file or folder of that name
+train --data={w}/nothing/nothing.txt                    | nothing.txt: no such file or folder
 train --data={w}/chars --tokenizer=byte                 | is prepared with the tokenizer char .*asked for is --tokenizer=byte: leave that out
 train --data={w}/pairs --vocab_size=300                 | asked for is --vocab_size=300: leave that out
 train --data={w}/chars --tokenizer=nowhere.json         | --tokenizer=nowhere.json: .*expected bpe, char, byte, gpt2, or the path of a vocabulary
