@@ -759,7 +759,7 @@ def main(argv=None):
     began, restarted = time.time(), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'
     if restarted and not saved and os.path.exists(os.path.join(config.out_dir, 'ckpt.pt')):
         with open(os.path.join(config.out_dir, 'run.json'), encoding='utf-8') as f: ran = json.load(f)
-        if (ran['argv'], ran.get('launch')) == (sys.argv, os.environ.get('TORCHELASTIC_RUN_ID')):    # no earlier run
+        if (ran['argv'], ran.get('launch')) == (sys.argv, launch_id()):    # no earlier run
             return main(argv + ['--resume'])         # torchrun started us again after a failure
     distributed = 'RANK' in os.environ and 'MASTER_ADDR' in os.environ
     if distributed: dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo')
@@ -890,6 +890,11 @@ def build_model(file, mconfig, weights, origin, seed, new_task=False):
     if weights is not None: model.load_state_dict(weights, strict=False)
     return model
 
+def launch_id():
+    "tells one torchrun from another: its --rdzv_id, which is the same unless given, and on one node its process"
+    one_node = os.environ.get('LOCAL_WORLD_SIZE') == os.environ.get('WORLD_SIZE')
+    return [os.environ.get('TORCHELASTIC_RUN_ID'), os.getppid() if one_node else 0]
+
 def make_room(out, resumed):
     "an out_dir that can be written; an earlier run in it is moved aside"
     if not resumed and os.path.exists(os.path.join(out, 'ckpt.pt')):
@@ -900,7 +905,7 @@ def make_room(out, resumed):
         os.makedirs(out, exist_ok=True)
         for name in os.listdir(out):                 # of a run that was killed while it wrote
             if name.endswith('.tmp'): os.remove(os.path.join(out, name))
-        about = json.dumps(dict(pid=os.getpid(), argv=sys.argv, launch=os.environ.get('TORCHELASTIC_RUN_ID'))).encode()
+        about = json.dumps(dict(pid=os.getpid(), argv=sys.argv, launch=launch_id())).encode()
         write_atomic(os.path.join(out, 'run.json'), lambda f: f.write(about))
     except OSError as e: raise OSError(f'--out_dir={out} cannot be written ({e.strerror}): choose another') from None
 

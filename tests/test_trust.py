@@ -157,6 +157,10 @@ def test_torchruns_restart_resumes_its_own_run_alone(forks, prepared, tmp_path):
     for other, run in (([], 'two'), (['--seed=7'], 'two')):        # another launch; another command, under an id that launches share
         said = forks.run(*flags, *other, TORCHELASTIC_RUN_ID=run, TORCHELASTIC_RESTART_COUNT='1')
         assert 'held an earlier run' in said and 'step 0:' in said
+    forks.run(*flags, **launch)
+    another = 'import os; os.getppid = lambda: 7'                  # torchrun, the same command, no --rdzv_id
+    said = forks.run(*flags, before=another, **launch | dict(TORCHELASTIC_RESTART_COUNT='1'))
+    assert 'held an earlier run' in said and 'step 0:' in said
 
 
 @pytest.mark.slow
