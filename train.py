@@ -676,7 +676,7 @@ def note_start(log, file, config, values, folder, meta, argv, saved):
         log.note(f'#### {os.path.basename(path)}\n{open(path, encoding="utf-8").read()}')
     log.note('#### run')
 
-def say_result(log, result, goal, best, began):
+def say_result(log, result, model, goal, best, began):
     "the last lines: what the run took, what it reached, what to type next. goal, best: names of numbers in the result"
     out, seconds, memory = result['out_dir'], result['train_seconds'], result['peak_memory_mb'] / 1024
     log.say(f'{result["steps"]} steps, {result["tokens"]:,} tokens in {span(seconds)} of training '
@@ -685,8 +685,10 @@ def say_result(log, result, goal, best, began):
     log.say(f'best {readable(goal)} {result[best]:.4f}'
             + ''.join(f' (the commonest class alone: {v:.4f})' for v in common)
             + ''.join(f', last {readable(k)} {result[k]:.4f}' for k in (goal, 'val_bpb') if k in result))
+    gaps = getattr(model.config, 'mask_id', -1) >= 0 and not getattr(model.config, 'has_detector', False)
     use = dict(labelled='--classify=TEXT', tagged='--classify=TEXT', choice='--classify=FILE.jsonl',
-               qa='--question=TEXT --context=TEXT', instruct='--interactive').get(result['kind'], '--prompt=TEXT')
+               qa='--question=TEXT --context=TEXT', instruct='--interactive').get(
+                   result['kind'], "--prompt='TEXT [MASK] TEXT'" if gaps else '--prompt=TEXT')
     path = f'--out_dir={out}' if goal == 'val_loss' else f'--init_from={out}/best.pt'
     log.say(f'curve: {out}/loss.svg | use it: python sample.py {path} {use} | '
             f'go on: python train.py --resume --out_dir={out} --max_iters={2 * max(result["steps"], 1)}')
@@ -1377,7 +1379,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         elif config.export_hf:
             export_hf(file, model, tokenizer, config.export_hf)
             log.say(f'Hugging Face folder: {config.export_hf}')
-        if not saved or step > saved['step']: say_result(log, final, evaluation.goal, best_name, began)
+        if not saved or step > saved['step']: say_result(log, final, model, evaluation.goal, best_name, began)
     if world > 1: dist.barrier()
     return final
 

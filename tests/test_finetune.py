@@ -172,10 +172,11 @@ def test_resume_of_fine_tuning_is_bit_exact(pretrained, sums, tmp_path):
     for k in a: assert torch.equal(a[k], b[k]), k
 
 
-def test_whole_words_are_masked_through_the_trainer(corpus, tmp_path):
+def test_whole_words_are_masked_through_the_trainer(corpus, tmp_path, capsys):
     data = text.prepare(str(corpus), tokenizer='bpe', vocab_size=500, out=str(tmp_path / 'sums'))
     result = train.main([*TINY, f'--data={data}', f'--out_dir={tmp_path / "out"}', '--batch_size=4', '--max_iters=2', '--eval_iters=2', '--masking=word'])
     assert np.isfinite(result['val_loss'])
+    assert f"sample.py --out_dir={tmp_path / 'out'} --prompt='TEXT [MASK] TEXT' |" in capsys.readouterr().out
 
 
 def test_a_tokenizer_without_roles_is_not_given_berts(corpus, tmp_path):
