@@ -209,7 +209,9 @@ def parse(argv):
         given['model'] = script_of(given['init_from'])                     # whose weights they are
     model = given.get('model', mine['model'])
     file = import_model(model)
-    if saved: typed(Config, saved['train'], given['out_dir']), typed(file.Config, saved['config'], given['out_dir'])
+    if saved:
+        typed(file.Config, saved['config'], given['out_dir'])
+        saved['train'] = dataclasses.asdict(typed(Config, saved['train'], given['out_dir']))
     own = {f.name: f.default for f in dataclasses.fields(file.Config) if f.name not in mine}
     base = {**own, **mine}
     if unknown := [n for n in given if n not in base and n != 'help']:
@@ -218,7 +220,7 @@ def parse(argv):
     recipe, presets = getattr(file, 'recipe', {}), file.presets
     usual = saved['train']['preset'] if saved else '' if flags.get('init_from') else recipe.get('preset', '')
     preset = flags.get('preset', usual)
-    if preset and preset not in presets:
+    if preset and preset not in presets and not (saved and 'preset' not in flags):      # a run holds all its values
         raise ValueError(f'--preset={preset}: {model}.py has {", ".join(presets)}{nearest(preset, presets)}')
     values = {**base, **recipe, **presets.get(preset, {}), **getattr(file, 'recipes', {}).get(preset, {})}
     if flags.get('init_from') and not saved:
@@ -229,7 +231,7 @@ def parse(argv):
     if saved:
         held = {**own, **saved['config']}
         fixed = 'optimizer', 'init_from', 'adapter', 'lora_rank', 'lora_match', 'rslora', 'dora'
-        held |= {n: saved['train'].get(n, mine[n]) for n in fixed}         # what its state hangs on
+        held |= {n: saved['train'][n] for n in fixed}                      # what its state hangs on
         if changed := [n for n in flags if n in held and flags[n] != held[n]]:
             n, had = changed[0], held[changed[0]]
             raise ValueError(f'--resume: --{n}={flags[n]}, but the run has {had}: leave it out, '
@@ -409,7 +411,7 @@ def typed(cls, values, path):
     for n, v in values.items():
         kind = type(usual[n])
         fits = isinstance(v, {bool: int, float: (int, float)}.get(kind, kind)) and v == v
-        if not fits or kind is bool and v not in (0, 1):
+        if not fits or kind is bool and v not in (0, 1) or kind is str and '\n' in v:
             raise ValueError(f'{path}: it says {n}={str(v)[:60]!r}; expected {kind.__name__}, as {usual[n]!r}')
     with untrusted(path): return cls(**values)
 
@@ -435,6 +437,8 @@ def load_checkpoint(path):
     for n, kind in HOLDS.items():
         if n in saved and not isinstance(saved[n], kind):
             raise ValueError(f'{path}: its {n!r} is a {type(saved[n]).__name__}: damaged, or of another program')
+    if not saved['model_name'].isidentifier():
+        raise ValueError(f'{path}: its model_name {saved["model_name"][:60]!r} is no name of a model file: damaged')
     are_weights(saved['model'], path)
     return saved
 
