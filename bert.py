@@ -387,13 +387,12 @@ def encode(example, tokenizer, config):
         raise ValueError(f'block_size={config.block_size} leaves no room for the context: '
                          'raise it or lower --max_query')
     answer = next(iter(example.get('answers') or ()), None)
+    a, b = (answer['answer_start'], answer['answer_start'] + len(answer['text'])) if answer else (0, 0)
+    whole = [i for i, (x, y) in enumerate(spans) if x < b and y > a]       # the tokens of the answer
     for at in range(0, max(1, len(ids) - room + config.doc_stride), min(config.doc_stride, room)):
         part, start, end = spans[at:at + room], 0, 0                       # 0: [CLS], the answer is not in this window
-        if answer:
-            a, b = answer['answer_start'], answer['answer_start'] + len(answer['text'])
-            inside = [i for i, (x, y) in enumerate(part) if x < b and y > a]
-            whole = [i for i, (x, y) in enumerate(spans) if x < b and y > a]
-            if inside and len(inside) == len(whole): start, end = len(question) + inside[0], len(question) + inside[-1]
+        if whole and at <= whole[0] and whole[-1] < at + room:
+            start, end = (len(question) + i - at for i in (whole[0], whole[-1]))
         rows.append(dict(ids=question + ids[at:at + room] + sep, segments=[0] * len(question) + [1] * (len(part) + 1),
                          start=start, end=end, first=len(question), spans=part, context=example['context']))
         if at + room >= len(ids): break
@@ -485,10 +484,10 @@ def make_norm(config, width=0): return LayerNorm(width or config.n_embd, config.
 
 
 def fused(width, bias, **parts):
-    """Several linear layers of one input as one, which is faster. Who wants them apart finds the rows of each in
-    .parts: adapters on the layer, by name; Muon on its weight."""
+    """Several linear layers of one input as one, which is faster. .parts has the rows of each, in order, for who wants
+    them apart: adapters, Muon."""
     layer = nn.Linear(width, sum(parts.values()), bias=bias)
-    layer.parts, layer.weight.parts = parts, list(parts.values())
+    layer.parts = parts
     return layer
 
 
@@ -680,9 +679,8 @@ class Model(nn.Module):
         if c.kind in ('none', 'pooled'):
             raise ValueError('these weights have no head, so there are no logits: use hidden(), or fine-tune first')
         if c.kind == 'choice':
-            (B, N, T), y = ids.shape, self.scores(*(None if a is None else a.flatten(0, 1)
-                                                    for a in (ids, segments, mask)))
-            y = y.view(B, N)
+            y = self.scores(*(None if a is None else a.flatten(0, 1) for a in (ids, segments, mask)))
+            y = y.view(ids.shape[:2])                                      # (B, N)
             return y if mask is None or not mask.size(2) else y.masked_fill(~(mask > 0).any(2), -math.inf)
         return self.scores(ids, segments, mask)
 
@@ -708,11 +706,10 @@ class Model(nn.Module):
 
     def decode(self, x, hole, segments=None, mask=None):
         """MAE-LM: hidden states, [MASK] in holes (B, T), places added anew, through the small decoder -> (B, T, C)"""
-        e, E = self.embeddings, self.config.embed
-        add = e.extras(x.size(1), x, segments)
-        if hasattr(self.encoder, 'project'): add = F.linear(add, self.encoder.project.weight)
-        void = e.tokens.weight[self.config.mask_id]
-        void = self.encoder.project(void) if hasattr(self.encoder, 'project') else void
+        e = self.embeddings
+        add, void = e.extras(x.size(1), x, segments), e.tokens.weight[self.config.mask_id]
+        if hasattr(self.encoder, 'project'):
+            add, void = F.linear(add, self.encoder.project.weight), self.encoder.project(void)
         return self.mae((torch.where(hole[..., None], void.to(x.dtype), x) + add).to(x.dtype), mask)
 
     def nll(self, x, targets):

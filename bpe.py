@@ -43,7 +43,7 @@ import zlib
 from array import array
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import cached_property, reduce
 from heapq import heapify, heappop, heappush, heapreplace, nsmallest
 from itertools import chain, islice
 
@@ -511,7 +511,7 @@ class Tokenizer:
     def decode(self, ids):
         return self.decode_bytes(ids).decode('utf-8', 'replace')
 
-    @property
+    @cached_property
     def byte_lengths(self):
         """Bytes of text that each id stands for, 0 for special tokens: int32 (vocab_size,)."""
         lengths = np.array([len(t) for t in self.tokens], np.int32)
@@ -1257,7 +1257,7 @@ def from_sentencepiece(data, name):
             pieces.append((p[1].decode(), struct.unpack('<f', p.get(2, b'\0\0\0\0'))[0], p.get(3, 1)))
         elif number in (2, 3):
             (trainer if number == 2 else rules).update(fields(value))
-    normal, unknown, control, user, byte_type = 1, 2, 3, 4, 6
+    normal, unknown, control, user = 1, 2, 3, 4
     if trainer.get(3, 1) not in (1, 2) or trainer.get(24):
         raise ValueError('only sentencepiece models of type unigram and bpe with white space in front are supported')
     vocab = {p: i for i, (p, _, _) in enumerate(pieces)}

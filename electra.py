@@ -280,13 +280,12 @@ def encode(example, tokenizer, config):
         raise ValueError(f'block_size={config.block_size} leaves no room for the context: '
                          'raise it or lower --max_query')
     answer = next(iter(example.get('answers') or ()), None)
+    a, b = (answer['answer_start'], answer['answer_start'] + len(answer['text'])) if answer else (0, 0)
+    whole = [i for i, (x, y) in enumerate(spans) if x < b and y > a]       # the tokens of the answer
     for at in range(0, max(1, len(ids) - room + config.doc_stride), min(config.doc_stride, room)):
         part, start, end = spans[at:at + room], 0, 0                       # 0: [CLS], the answer is not in this window
-        if answer:
-            a, b = answer['answer_start'], answer['answer_start'] + len(answer['text'])
-            inside = [i for i, (x, y) in enumerate(part) if x < b and y > a]
-            whole = [i for i, (x, y) in enumerate(spans) if x < b and y > a]
-            if inside and len(inside) == len(whole): start, end = len(question) + inside[0], len(question) + inside[-1]
+        if whole and at <= whole[0] and whole[-1] < at + room:
+            start, end = (len(question) + i - at for i in (whole[0], whole[-1]))
         rows.append(dict(ids=question + ids[at:at + room] + sep, segments=[0] * len(question) + [1] * (len(part) + 1),
                          start=start, end=end, first=len(question), spans=part, context=example['context']))
         if at + room >= len(ids): break
@@ -348,9 +347,9 @@ def predict(model, arrays, examples, tokenizer=None):
 # ---------------------------------------------------------------------------------------------------------------------
 # modules: BERT's encoder, or with positions=rotary and pre_norm a modern one
 
-def rotary(width, positions, theta=1e4):
+def rotary(width, positions):
     """Cosine and sine of every pair's angle. (T,) -> two of (T, 1, D/2), in fp32"""
-    freq = theta ** (-torch.arange(0, width, 2, device=positions.device).float() / width)      # theta^(-2i/D)
+    freq = 1e4 ** (-torch.arange(0, width, 2, device=positions.device).float() / width)        # 10000^(-2i/D)
     angle = positions[..., None, None].float() * freq
     return angle.cos(), angle.sin()
 
@@ -378,10 +377,10 @@ def make_norm(config, width=0): return LayerNorm(width or config.n_embd, config.
 
 # same as bert.py
 def fused(width, bias, **parts):
-    """Several linear layers of one input as one, which is faster. Who wants them apart finds the rows of each in
-    .parts: adapters on the layer, by name; Muon on its weight."""
+    """Several linear layers of one input as one, which is faster. .parts has the rows of each, in order, for who wants
+    them apart: adapters, Muon."""
     layer = nn.Linear(width, sum(parts.values()), bias=bias)
-    layer.parts, layer.weight.parts = parts, list(parts.values())
+    layer.parts = parts
     return layer
 
 
@@ -601,11 +600,16 @@ class Model(nn.Module):
         if c.kind == 'none':
             raise ValueError('these weights have no head, so there are no logits: use hidden(), or fine-tune first')
         if c.kind == 'choice':
-            (B, N, T), y = ids.shape, self.scores(*(None if a is None else a.flatten(0, 1)
-                                                    for a in (ids, segments, mask)))
-            y = y.view(B, N)
+            y = self.scores(*(None if a is None else a.flatten(0, 1) for a in (ids, segments, mask)))
+            y = y.view(ids.shape[:2])                                      # (B, N)
             return y if mask is None or not mask.size(2) else y.masked_fill(~(mask > 0).any(2), -math.inf)
         return self.scores(ids, segments, mask)
+
+    def generator_hidden(self, ids):
+        """What the generator's head reads. (B, T) -> (B, T, its C)"""
+        own, share = self.generator, self.config.share
+        embed, encoder = (own if share == 'none' else self).embeddings, (self if share == 'all' else own).encoder
+        return encoder(embed(ids))
 
     def scores(self, ids, segments, mask):
         c, x = self.config, self.hidden(ids, segments, mask)
@@ -615,8 +619,8 @@ class Model(nn.Module):
     def forward(self, ids, *rest, totals=None):
         """The arrays of batch() -> loss, stats. With totals, the numbers of targets of the global batch, the parts of a
         batch add up to the loss of the whole: eq. of 2, L_MLM + lambda L_disc, where L_MLM is a mean over the chosen
-        tokens and L_disc over all. Stats in eval mode: auc, the mean of the rows'
-        areas under the curve; see summary for the rest."""
+        tokens and L_disc over all. Stats in eval mode: auc, the mean of the rows' areas under the curve; the rest in
+        summary."""
         c, (B, T) = self.config, ids.shape[:2]
         if c.kind != 'text': return self.supervised(ids, *rest, totals=totals)
         if not c.has_generator and c.objective != 'mlm':
@@ -633,9 +637,7 @@ class Model(nn.Module):
             return mlm(y), {} if self.training else {'accuracy': hits(y)}
 
         # the generator, and a sample of what it thinks at each chosen place: no gradient goes through
-        embed = self.embeddings if c.share != 'none' else self.generator.embeddings
-        encoder = self.encoder if c.share == 'all' else self.generator.encoder
-        y = self.generator.mlm(at(encoder(embed(ids)))).float()            # (B K, V)
+        y = self.generator.mlm(at(self.generator_hidden(ids))).float()     # (B K, V)
         loss_g = mlm(y)
         before = ids.gather(1, places)
         new = torch.where(chosen, sample(y.detach(), u.flatten()).view_as(u), before)          # (B, K)
@@ -748,9 +750,7 @@ def show(model, tokenizer, ids, n=96):
     new = old.copy()
     new[places] = role(c, 'mask')
     if c.has_generator:
-        embed, row = (model.embeddings if c.share != 'none' else model.generator.embeddings,
-                      torch.from_numpy(new)[None].to(device))
-        x = (model.encoder if c.share == 'all' else model.generator.encoder)(embed(row))[0, places]             # (K, C)
+        x = model.generator_hidden(torch.from_numpy(new)[None].to(device))[0, places]          # (K, C)
         new[places] = sample(model.generator.mlm(x),
                              torch.from_numpy(rng.integers(0, 2 ** 31, len(places))).to(device)).cpu()
     else: new[places] = rng.permutation(ids)[:len(places)]

@@ -185,6 +185,8 @@ recipes = {
                                 ('2.7b', 1.6e-4, 512), ('6.7b', 1.2e-4, 1024), ('13b', 1e-4, 1024),
                                 ('175b', 6e-5, 1600))},
 }
+# from given weights, a text or instructions. Small models take 1e-3, adapters 1e-3 to 5e-3
+finetune = dict(learning_rate=3e-4, batch_size=8, max_iters=300, warmup_iters=10, eval_interval=100)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # objective
@@ -761,8 +763,9 @@ def to_hf(model):
         else: hf.update(attention_bias=c.has_bias('qkv') or c.has_bias('out'), mlp_bias=c.has_bias('mlp'))
     # what they would build, read back, must be what we have
     theirs, state, weights = _read_config(hf), model.state_dict(), {}
-    differ = [f'{f}={getattr(c, f)}, only {f}={getattr(theirs, f)}' for f in ('post_norm', 'parallel', 'gated', 'qk_norm', 'window', 'activation',
-              'rope_fraction', 'kv_heads', 'width', 'hidden') if getattr(theirs, f) != getattr(c, f)]
+    fields = 'post_norm parallel gated qk_norm window activation rope_fraction kv_heads width hidden'.split()
+    pairs = [(f, getattr(c, f), getattr(theirs, f)) for f in fields]
+    differ = [f'{f}={mine}, only {f}={known}' for f, mine, known in pairs if mine != known]
     shapes = _shapes(theirs)
     differ += [name for name in state if name not in shapes and not name.startswith('extra.')]
     if differ: raise ValueError(f'transformers has no {kind} with {differ[0]}')

@@ -153,9 +153,10 @@ def unpack(layer, W):
 
 def hold(model, bits):
     """Keeps the frozen linear layers of the blocks in 16 bits (bf16) or 8 (int8); not tables, norms and heads."""
+    within = inside(model)
     for name, layer in linears(model).items():
-        if (type(layer) is Held or layer.weight.requires_grad or name not in inside(model)
-                or shared(model, layer.weight)): continue
+        if type(layer) is Held or layer.weight.requires_grad or name not in within: continue
+        if shared(model, layer.weight): continue
         W = become(layer).weight.detach()
         scale = W.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127                # (O, 1)
         pack(layer, *((W.bfloat16(),) if bits == 16 else ((W / scale).round().to(torch.int8), scale)))
@@ -183,7 +184,7 @@ def parted(layer):
 def matching(model, match):
     """'q,v' -> {name of a layer: [rows of each adapted part]}. A word names a part (q), a layer (out, or qkv: its parts
     as one), or more of the way there (cross.q, blocks.0.mlp.down); 'all': all parts of linear layers in the blocks"""
-    layers, found, names = linears(model), collections.defaultdict(list), {}
+    layers, within, found, names = linears(model), inside(model), collections.defaultdict(list), {}
     for n, layer in layers.items():
         names.update({'.'.join([*n.split('.')[:-1], part or n.split('.')[-1]]): (n, span)
                       for part, span in parted(layer).items()})
@@ -191,7 +192,7 @@ def matching(model, match):
     for word in filter(None, (w.strip() for w in match.split(','))):
         chosen = [hit for name, hit in names.items() if f'.{name}'.endswith(f'.{word}')]
         if word == 'all':
-            chosen = [(n, span) for n in layers if n in inside(model) for span in parted(layers[n]).values()]
+            chosen = [(n, span) for n in layers if n in within for span in parted(layers[n]).values()]
         if not chosen:
             raise ValueError(f'match={word!r} fits no linear layer: this model has '
                              f'{", ".join(dict.fromkeys(n.split(".")[-1] for n in names))}; '

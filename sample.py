@@ -841,25 +841,17 @@ ranges = dict(num_samples=(1, 1e9), max_new_tokens=(1, 1e9), temperature=(0, 1e9
 
 def parse(argv):
     """flags -> Config. Raises ValueError with one line on a user's mistake."""
-    fields, words, values = {f.name: f for f in dataclasses.fields(Config)}, list(argv), {}
-    while words:                                                           # --name=value, --name value, --name for booleans
-        word = words.pop(0)
-        if word in ('-h', '--help'):
-            print(f'{__doc__.strip()}\n')
-            for group in dict.fromkeys(g for g, _, _ in train.fields_of(Config)):
-                print(group + '\n' + '\n'.join(f'  --{f.name}={f.default}'.ljust(29) + text for g, text, f in train.fields_of(Config) if g == group))
-            raise SystemExit(0)
-        if not word.startswith('--'): raise ValueError(f'unexpected argument {word!r}: flags are written --name=value (see --help)')
-        name, eq, text = word[2:].partition('=')
-        name = name.replace('-', '_')
-        if name not in fields: raise ValueError(f'unknown flag --{name}{train.nearest(name, list(fields)).replace("mean ", "mean --")} (--help lists all)')
-        kind = type(fields[name].default)
-        if not eq and kind is bool and not (words and words[0].lower() in ('true', 'false')): text = 'true'
-        elif not eq and (not words or words[0].startswith('--')): raise ValueError(f'--{name} needs a value: --{name}=...')
-        elif not eq: text = words.pop(0)
-        values[name] = train.value_of(name, kind, text)
-    config = Config(**values)
-    config.given, config.answer = tuple(values), config.answer or bool(config.question or config.context)
+    fields, given = train.fields_of(Config), train.split_flags(argv)
+    if 'help' in given:
+        print(f'{__doc__.strip()}\n')
+        for group in dict.fromkeys(g for g, _, _ in fields):
+            print(group + '\n' + '\n'.join(f'  --{f.name}={f.default}'.ljust(29) + text for g, text, f in fields if g == group))
+        raise SystemExit(0)
+    usual = {f.name: f.default for _, _, f in fields}
+    for name in given:
+        if name not in usual: raise ValueError(f'unknown flag --{name}{train.nearest(name, [*usual], "--")} (--help lists all)')
+    config = Config(**{n: train.value_of(n, type(usual[n]), text) for n, text in given.items()})
+    config.given, config.answer = tuple(given), config.answer or bool(config.question or config.context)
     if not os.path.isdir(folder := os.path.dirname(config.out) or '.'): raise ValueError(f'--out={config.out}: no folder {folder}')
     for name, choices in dict(dtype=('auto', *dtypes), compile=('auto', 'true', 'false'), pool=('mean', 'cls')).items():
         if getattr(config, name) not in choices: raise ValueError(f'--{name}={getattr(config, name)}: expected one of {", ".join(choices)}')

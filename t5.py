@@ -29,6 +29,7 @@ F hidden width of the MLP, V vocabulary, R rows while decoding (B times the beam
 """
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -225,7 +226,8 @@ def spans(c, tokens, u, density=0., span=0.):
 
 
 def drop(c, tokens, u):
-    (B, L), n = tokens.shape, noisy(tokens.shape[1], share(c), 1)[0]
+    L = tokens.shape[1]
+    n = noisy(L, share(c), 1)[0]
     gone = choose(u[:, :L], n)
     return weave(c, tokens, ~gone, L - n + 1), weave(c, tokens, gone, n + 1)
 
@@ -346,7 +348,7 @@ def batch(draw, config, rng):
         for i, e in enumerate(found):
             source[i, :len(e['source'])], targets[i, :len(e['target'])] = e['source'], e['target']
     else:
-        L, S, T = config.lengths
+        L, *_ = config.lengths
         needed = dict(spans=noisy(L, share(config), config.span)[1], ul2=noisy(L, 0.5, 3)[1] + 3,
                       alexatm=1).get(config.objective, 0)
         if needed and config.sentinel_first < 0:
@@ -391,10 +393,10 @@ class RMSNorm(nn.Module):
 
 
 def fused(width, **parts):
-    """Several linear layers of one input as one, which is faster. Who wants them apart finds the rows of each in
-    .parts: adapters on the layer, by name; Muon on its weight."""
+    """Several linear layers of one input as one, which is faster. .parts has the rows of each, in order, for who wants
+    them apart: adapters, Muon."""
     layer = nn.Linear(width, sum(parts.values()), bias=False)
-    layer.parts, layer.weight.parts = parts, list(parts.values())
+    layer.parts = parts
     return layer
 
 
@@ -784,12 +786,7 @@ def show(model, tokenizer, ids):
     c, device, training, lines = model.config, model.tokens.weight.device, model.training, []
     model.eval()
     if c.kind == 'text': rows = [batch(lambda n: np.asarray(ids, np.int64)[None, :n], c, _Seeded(0))]
-    else:
-        draw = lambda n: None
-        rows = []
-        for e in ids[:4]:
-            draw.examples = lambda: [e]
-            rows.append(batch(draw, c, None))
+    else: rows = [batch(SimpleNamespace(examples=lambda: [e]), c, None) for e in ids[:4]]
     for arrays in rows:
         source, mask, targets = arrays[0], arrays[1] if len(arrays) > 2 else None, arrays[-1][0]
         given = [None if a is None else torch.from_numpy(a).to(device) for a in (source, mask)]

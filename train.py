@@ -31,6 +31,9 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
     Model.before_step(step)    optional: called with the number of each step, and once before the optimizers are built;
                                true if other parameters train from this step on
     chat(messages, tokenizer, config)    optional, for instructions: a conversation -> ids that a reply continues
+    likelihood                 optional: true if the loss is that of the text: for bits per byte, and sample.py --eval
+    generate(model, source, mask, ...), text_of(ids, tokenizer, eot)   optional: a source in, a text out, for sample.py
+    Model.depth_of(name)       optional: how deep a parameter lies, for --freeze, --layer_decay, --unfreeze_interval
     hf_folders                 optional: {name: function like to_hf}, more models for folders inside an exported one
 
 Config fields named vocab_size, kind, n_labels, labels, no_answer, eot_id, pad_id, cls_id, sep_id, mask_id are filled
@@ -41,13 +44,14 @@ from the data and its tokenizer. For labelled data a model file also defines
     predict(model, arrays, examples, tokenizer) -> list of dicts, a row each: index, prediction, score (the best counts)
 
 What a run leaves in out_dir: ckpt.pt (all that is needed to go on), best.pt, metrics.jsonl, log.txt, loss.svg,
-tokenizer.json and, for labelled data, predictions.jsonl.
+tokenizer.json, run.json (the command) and, for supervised data, predictions.jsonl; of an adapter also peft's two files
+and, with --merge, merged.pt.
 
 Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so a command trains the
 same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
 """
-import contextlib, ctypes, dataclasses, difflib, glob, hashlib, importlib, inspect, json, math, os, platform, re, resource
-import shlex, shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
+import contextlib, ctypes, dataclasses, difflib, glob, hashlib, importlib, inspect, json, math, os, platform, re
+import resource, shlex, shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
 from dataclasses import dataclass
 
 if __name__ == '__main__':                           # Ctrl-C while torch is imported, which takes seconds: no traceback
@@ -255,13 +259,13 @@ def parse(argv):
                          'prompt; --lora_rank is that of low-rank adapters')
     if kind not in ('', 'lora', 'bitfit') and (values['merge'] or values['export_hf']):
         raise ValueError(f'--adapter={kind} cannot become part of the weights: leave out --merge and --export_hf')
-    config = Config(**{n: values[n] for n in mine})
     choices = dict(adapter=' lora bottleneck adamix prefix prompt bitfit',
                    optimizer='adamw muon adafactor', lr_schedule='cosine linear inverse_sqrt constant wsd',
                    dtype='auto bfloat16 float16 float32', compile='auto true false max-autotune reduce-overhead',
                    log_to=' wandb tensorboard')
     for n, allowed in choices.items():
-        if values[n].lower() not in allowed.split(' '):
+        values[n] = values[n].lower()
+        if values[n] not in allowed.split(' '):
             names = allowed.split()
             raise ValueError(f'--{n}={values[n]}: expected one of {", ".join(names)}{nearest(values[n], names)}')
     for n in ('batch_size', 'log_interval', 'learning_rate'):
@@ -269,6 +273,7 @@ def parse(argv):
     for n in ('max_iters', 'epochs', 'time_limit', 'patience', 'eval_interval', 'eval_iters', 'save_interval',
               'warmup_iters', 'micro_batch_size', 'weight_decay', 'grad_clip', 'freeze', 'unfreeze_interval'):
         if values[n] < 0: raise ValueError(f'--{n}={values[n]}: expected 0 or more')
+    config = Config(**{n: values[n] for n in mine})
     changed = {n: v for n, v in values.items() if v != base[n] and n not in ('model', 'out_dir', 'resume')}
     return config, file, {n: values[n] for n in own}, flags, changed, saved
 
@@ -308,23 +313,22 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            pieces = {}                                # shape -> [(where the update goes, the direction)]
+            pieces, updates = {}, []                   # shape -> [(where the update goes, the direction)]
             for p in (p for p in group['params'] if p.grad is not None):
                 g, state = p.grad, self.state[p]
                 if 'momentum_buffer' not in state: state['momentum_buffer'] = torch.zeros_like(g)
                 m = state['momentum_buffer'].lerp_(g, 1 - group['momentum'])
                 u = g.lerp(m, group['momentum'])     # Nesterov
-                full = u.full_tensor() if hasattr(u, 'full_tensor') else u
+                full = whole(u, u.device)
                 out = torch.empty_like(full)
                 parts = getattr(p, 'parts', None) or [len(full)]
                 for o, part in zip(out.split(parts), full.split(parts)):
                     pieces.setdefault(part.shape, []).append((o, part))
-                p.grad = None; state['_update'] = out
+                p.grad = None; updates.append((p, out))
             for shape, pairs in pieces.items():
                 new = orthogonalize(torch.stack([x for _, x in pairs])) * max(1, shape[0] / shape[1]) ** 0.5
                 for (o, _), x in zip(pairs, new): o.copy_(x)
-            for p in (p for p in group['params'] if '_update' in self.state[p]):
-                u = self.state[p].pop('_update')
+            for p, u in updates:
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(like(u, p), alpha=group['lr'])
 
@@ -336,19 +340,19 @@ class Adam(torch.optim.AdamW):
         super().__init__(groups, **kw)
         self.rms_scale, self.bias_correction = rms_scale, bias_correction
 
-    def step(self, closure=None):
+    def step(self):
         plain = [(g['lr'], g['weight_decay'], g['eps']) for g in self.param_groups]
         for g in self.param_groups:
             p = g['params'][0].detach()
             if self.rms_scale: g['lr'] = whole(p.square().mean().sqrt(), p.device).clamp(min=1e-3) * g['lr']
             if not self.bias_correction:
-                t = 1 + int(self.state[g['params'][0]].get('step', 0))
+                t = 1 + int(self.state.get(g['params'][0], {}).get('step', 0))
                 one, two = 1 - g['betas'][0] ** t, (1 - g['betas'][1] ** t) ** 0.5
                 g['lr'], g['eps'] = g['lr'] * one / two, g['eps'] / two
                 g['weight_decay'] = g['weight_decay'] * two / one
-        try: return super().step(closure)
+        try: super().step()
         finally:
-            for g, (g['lr'], g['weight_decay'], g['eps']) in zip(self.param_groups, plain): pass
+            for g, (lr, decay, eps) in zip(self.param_groups, plain): g.update(lr=lr, weight_decay=decay, eps=eps)
 
 def like(t, p):
     "a whole tensor, laid out over the ranks as parameter p is"
@@ -359,7 +363,7 @@ def whole(t, device='cpu'):
     "a tensor that may be spread over the ranks, whole, on the device"
     return (t.full_tensor() if hasattr(t, 'full_tensor') else t).detach().to(device)
 
-def make_optimizers(model, config, device):
+def make_optimizers(model, config):
     "-> [Adam], [Adafactor] or [Muon, Adam]. Decay on p.ndim >= 2 only; a shared tensor is one parameter"
     depth = getattr(model, 'depth_of', lambda name: 0)
     depths = {p: depth(n) for n, p in model.named_parameters()}
@@ -555,8 +559,8 @@ def export_hf(file, model, tokenizer, folder, convert=None):
     "write config.json, model.safetensors and, if the format can hold it, the tokenizer; further models into subfolders"
     config, weights = (convert or file.to_hf)(model) or (None, None)
     if config is None: return
-    further = {} if convert else getattr(file, 'hf_folders', {})
-    for name, other in further.items(): export_hf(file, model, tokenizer, os.path.join(folder, name), other)
+    others = {} if convert else getattr(file, 'hf_folders', {})
+    for name, other in others.items(): export_hf(file, model, tokenizer, os.path.join(folder, name), other)
     os.makedirs(folder, exist_ok=True)
     write_safetensors(os.path.join(folder, 'model.safetensors'), {k: v.contiguous() for k, v in weights.items()})
     write_atomic(os.path.join(folder, 'config.json'), lambda f: f.write(json.dumps(config, indent=2).encode()))
@@ -969,8 +973,8 @@ class Evaluation:
         "-> metrics. Of labelled data also the task's own, from self.predictions"
         model.eval()
         total, names, found, items = 0, [], [], self.feed.corpus.items
-        shards = [m for m in model.modules() if hasattr(m, 'unshard') and items]    # whole in predict(), which calls more
-        for i in range(-(-len(self.chunks) // self.world)):    # than forward(). Each rank as often: they gather weights
+        shards = [m for m in model.modules() if hasattr(m, 'unshard') and items]    # whole in predict(), which calls
+        for i in range(-(-len(self.chunks) // self.world)):    # more than forward(). All ranks as often: they gather
             own = i < len(self.mine)
             chunk = self.mine[i] if own else self.chunks[0]
             arrays = self.feed.send(self.feed.arrays(chunk))
@@ -1073,7 +1077,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     named = {n for n in flags if n.endswith('_id')}  # the roles that the command itself gives to tokens
     values = {n: v if n in named or fill.get(n) is None else fill[n] for n, v in values.items()}
     mconfig = file.Config(**values)
-    dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype.lower()) or (
+    dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype) or (
         torch.float32 if device.type != 'cuda' else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
     if dtype == torch.float16 and (device.type != 'cuda' or config.shard):
         raise ValueError('--dtype=float16 needs CUDA and no --shard: use bfloat16 or float32')
@@ -1146,8 +1150,9 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     floor = {}                                       # what the commonest class alone would score
     if meta['kind'] == 'labelled' and meta['labels'] and meta['metric']:
         common = statistics.mode(e['label'] for e in train_set.examples)
-        floor = metrics.compute(meta['metric'], [common] * len(evaluation.truth), evaluation.truth)
-    make_optimizers(model, config, device)           # flags that do not fit are refused before files are touched
+        floor = metrics.compute(meta['metric'], [common] * len(evaluation.truth), evaluation.truth,
+                                meta['labels'])
+    make_optimizers(model, config)                   # flags that do not fit are refused before files are touched
     if config.export_hf and not config.adapter:
         try: file.to_hf(model)
         except ValueError as e:
@@ -1188,7 +1193,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         blocks = [b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m]
         for block in blocks: fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    how = config.compile.lower()
+    how = config.compile
     compiled, graphs = how != 'false' and (how != 'auto' or device.type == 'cuda'), '-' in how
     fast = torch.compile(model, mode=how if graphs else None) if compiled else model
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -1197,7 +1202,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         ddp = lambda: nn.parallel.DistributedDataParallel(
             fast, device_ids=[device.index] if device.type == 'cuda' else None, broadcast_buffers=False,
             gradient_as_bucket_view=True)
-        optimizers = make_optimizers(model, config, device)                # first: DDP must see what is frozen
+        optimizers = make_optimizers(model, config)  # first: DDP must see what is frozen
         return ddp() if world > 1 and not config.shard else fast, optimizers
     new_stage = stage(step)
     net, optimizers = distribute()
@@ -1334,8 +1339,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             parts = torch.stack([loss.detach().float(), *(stats[k].float() for k in sorted(stats))])
             now = now + parts if i else parts
         for opt in optimizers if scaler.is_enabled() else (): scaler.unscale_(opt)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-        norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
+        norm = whole(nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf), device)
         bad = ~(torch.isfinite(now[0]) & (torch.isfinite(norm) if not scaler.is_enabled() else True))
         if config.skip_nonfinite:                    # on all ranks alike; the host waits for the device
             if world > 1: dist.all_reduce(bad := bad.int(), dist.ReduceOp.MAX)

@@ -113,8 +113,7 @@ class Corpus:
                 start += (keyed(self.seed, epoch, stream, 7)
                           % np.minimum(room + 1, stride).astype(np.uint64)).astype(np.int64)
             return np.stack([self.shards[s][a:a + length] for s, a in zip(shard, start)]).astype(np.int64)
-        def examples(stream=0): return [self.items[i] for i in self.places(numbers, len(self.items), stream)[0]]
-        draw.examples = examples
+        draw.examples = lambda: [self.items[i] for i in self.places(numbers, len(self.items), 0)[0]]
         return draw, Random(keyed(self.seed, 1 if self.shuffle else 2, numbers))
 
 class Mixture:
@@ -174,7 +173,7 @@ class Mixture:
             out = np.zeros((len(numbers), length), np.int64)
             for at, one in draws: out[at] = one(length, overlap, stream)
             return out
-        draw.examples = lambda stream=0: [self.items[i] for i in self.places(numbers, 0, stream)[0]]
+        draw.examples = lambda: [self.items[i] for i in self.places(numbers, 0, 0)[0]]
         return draw, Random(keyed(self.seed, 1, numbers))
 
 def training(meta, seed, encode=None, cap=0, temperature=1.0):

@@ -631,9 +631,6 @@ def prepare(source, tokenizer='bpe', vocab_size=8192, out=''):
     stem = re.sub(r'[^\w-]+', '_', os.path.basename(os.path.abspath(source.split(',')[0])).split('.')[0]) or 'text'
     return make(f'text/{stem}-{fingerprint(train + (val or []))}', write, tokenizer or 'bpe', vocab_size, out=out)
 
-def cached(source, tokenizer='bpe', vocab_size=8192):
-    return prepare(source, tokenizer, vocab_size)
-
 def names():
     "the data sets: the scripts beside this one that have a prepare()"
     here = os.path.dirname(os.path.abspath(__file__))
@@ -669,7 +666,7 @@ def resolve(data, tokenizer='', vocab_size=0):
         given = {k: v for k, v in dict(tokenizer=tokenizer, vocab_size=vocab_size, task=task).items() if v}
         with naming(name, given): return module.prepare(**given)
     if os.path.isdir(data) and is_prepared(data): return checked(data, tokenizer, vocab_size)
-    if os.path.exists(data) or ',' in data: return cached(data, tokenizer or 'bpe', vocab_size)
+    if os.path.exists(data) or ',' in data: return prepare(data, tokenizer or 'bpe', vocab_size)
     if os.sep in data: raise FileNotFoundError(f'--data={data}: no such file or folder')
     near = difflib.get_close_matches(data, names(), 1, 0.5)
     raise FileNotFoundError(f'--data={data}: no data set, file or folder of that name; '

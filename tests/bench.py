@@ -347,7 +347,7 @@ def bench_step(args, family):
         import lora, train
         model, device = our_model(args, file, dataclasses.replace(config, checkpoint_activations=saved))
         if family == 'lora': lora.wrap(model, rank=8, alpha=16, match='qkv')
-        optimizer, = train.make_optimizers(model, train.Config(learning_rate=1e-4), device)
+        optimizer, = train.make_optimizers(model, train.Config(learning_rate=1e-4))
         inputs = {str(i): a for i, a in enumerate(arrays)}
         compiled = 'reduce-overhead' if graphs else args.compile
         return stepper(args, device, model, optimizer, inputs, compiled, lambda out: out[0])

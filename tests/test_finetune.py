@@ -56,7 +56,7 @@ def test_a_new_head_learns_and_its_predictions_are_written(pretrained, sums, tmp
     assert f'all weights come from {pretrained}, but classifier start anew' in said
     saved = state(out)
     assert json.loads(saved['config']['labels']) == ['right', 'wrong'] and saved['config']['n_labels'] == 2
-    folder = text.cached(sums['two'], next(iter([os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json')])), 0)
+    folder = text.prepare(sums['two'], next(iter([os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json')])), 0)
     truth, common = [e['label'] for e in lines_of(os.path.join(folder, 'val.jsonl'))], None
     predictions = lines_of(os.path.join(out, 'predictions.jsonl'))
     assert [p['index'] for p in predictions] == list(range(len(truth)))
@@ -128,7 +128,7 @@ def test_gradual_unfreezing_goes_down_from_the_head(pretrained, sums, tmp_path):
 def test_layer_decay_is_geometric_from_the_head(pretrained, monkeypatch):
     model, _ = train.load_model(pretrained)
     config = train.Config(model='bert', learning_rate=1.0, layer_decay=0.5)
-    adam, = train.make_optimizers(model, config, torch.device('cpu'))
+    adam, = train.make_optimizers(model, config)
     names = {p: n for n, p in model.named_parameters()}
     peak = {names[p]: g['peak'] for g in adam.param_groups for p in g['params']}
     assert peak['head.dense.weight'] == 1 and peak['encoder.blocks.2.mlp.up.weight'] == 0.5
@@ -147,7 +147,7 @@ def test_epochs_and_evaluation_once_an_epoch(pretrained, sums, tmp_path):
     out = str(tmp_path / 'out')
     flags = [f for f in TUNE if not f.startswith(('--max_iters', '--eval_interval'))]
     result = train.main([*flags, f'--init_from={pretrained}', f'--data={sums["two"]}', f'--out_dir={out}', '--epochs=2'])
-    n = len(lines_of(os.path.join(text.cached(sums['two'], os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0), 'train.jsonl')))
+    n = len(lines_of(os.path.join(text.prepare(sums['two'], os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0), 'train.jsonl')))
     per = -(-n // 8)
     assert result['steps'] == -(-2 * n // 8)
     assert [m['step'] for m in lines_of(os.path.join(out, 'metrics.jsonl')) if 'val_loss' in m] == sorted({0, per, 2 * per if 2 * n % 8 == 0 else result['steps'], result['steps']} & {0, per, result['steps'], 2 * per})
@@ -230,7 +230,7 @@ def test_tags_answers_and_choices_through_the_trainer(pretrained, tmp_path):
         result = tune(pretrained, str(path), out, '--max_iters=6', '--eval_interval=3')
         predictions = lines_of(os.path.join(out, 'predictions.jsonl'))
         assert state(out)['config']['kind'] == name and 0 <= result['best_' + metric] <= 1 and predictions
-        folder = text.cached(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0)
+        folder = text.prepare(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0)
         truth = lines_of(os.path.join(folder, 'val.jsonl'))
         if name == 'choice': assert result['best_accuracy'] == np.mean([p['prediction'] == t['label'] for p, t in zip(predictions, truth)])
         if name == 'tagged':
@@ -258,7 +258,7 @@ def test_the_commonest_class_is_that_of_the_training_set(pretrained, tmp_path):
     path, out = tmp_path / 'x.jsonl', str(tmp_path / 'out')
     path.write_text(''.join(json.dumps(dict(text=f'one {i}', label='abc'[min(2, i % 5)])) + '\n' for i in range(150)))
     result = tune(pretrained, str(path), out, '--max_iters=1')
-    folder = text.cached(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0)
+    folder = text.prepare(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0)
     assert result['commonest_accuracy'] == np.mean([e['label'] == 2 for e in lines_of(os.path.join(folder, 'val.jsonl'))]) > 0.4
 
 
@@ -278,7 +278,7 @@ def test_the_best_of_several_rows_of_an_example_counts(pretrained, tmp_path, mon
         scores = [r['score'] for r in rows if r['index'] == p['index']]
         assert len(scores) > 4 and p['score'] in scores
     n = sum(len(bert.encode(e, train.load_model(out)[1], train.load_model(out)[0].config)) for e in lines_of(
-        os.path.join(text.cached(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0), 'val.jsonl')))
+        os.path.join(text.prepare(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0), 'val.jsonl')))
     of = lambda part, i: max(r['score'] for r in part if r['index'] == i)
     best = [all(p['score'] == of(part, p['index']) for p in predictions) for part in (rows[:n], rows[n:2 * n])]
     assert True in best                                                    # an evaluation before the step, one after it

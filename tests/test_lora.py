@@ -169,7 +169,7 @@ def test_only_adapters_train(bits):
     lora.wrap(model, 2, 4, 'q,v,down', dropout=0.1, dora=True, bits=bits)
     base = {n: p.clone() for n, p in model.state_dict().items() if '.lora.' not in n}
     config = train.Config(learning_rate=1e-2, weight_decay=0.1)
-    optimizer, = train.make_optimizers(model.train(), config, torch.device('cpu'))
+    optimizer, = train.make_optimizers(model.train(), config)
     for group in optimizer.param_groups: group['lr'] = 1e-2
     losses, ids = [], tokens(3, 12)
     for _ in range(30):

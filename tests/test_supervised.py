@@ -316,7 +316,6 @@ def test_validation_sets():
 def test_training_on_a_mixture():
     """Through train.py: every task's own metric, the mean that tells the best checkpoint, and the same weights after a resume."""
     import torch, train
-    if not hasattr(train.Config, 'mix_cap'): pytest.skip('train.py does not mix')
     for name, change in (('up', str.upper), ('down', str.lower)):
         put(f'{name}.jsonl', lines(*[dict(input=f'{name}: Owl{i}', target=change(f'Owl{i}')) for i in range(40)]))
     size = '--n_layer=1 --n_embd=16 --n_head=2 --head_dim=8 --n_hidden=24 --block_size=24 --target_size=8 --batch_size=7 --eval_interval=2 --device=cpu'.split()
