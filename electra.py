@@ -85,7 +85,7 @@ class Config:
                               ('activation', tuple(activations)), ('kind', (*kinds, 'none'))):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not one of: {" ".join(map(repr, choices))}')
-        if not self.init_std > 0: raise ValueError(f'init_std={self.init_std}: expected more than 0')
+        if not 0 < self.init_std < 1e9: raise ValueError(f'init_std={self.init_std}: expected more than 0, under 1e9')
         for name in ('vocab_size', 'vocab_multiple', 'n_layer', 'n_head', 'n_embd', 'doc_stride'):
             if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected 1 or more')
         for name in ('mask_rate', 'mask_share'):

@@ -87,6 +87,7 @@ class Config:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not one of: {" ".join(map(repr, choices))}')
         for name in ('vocab_size', 'vocab_multiple', 'block_size', 'n_layer', 'n_head', 'n_embd', 'n_predict'):
             if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected 1 or more')
+        if not 0 <= self.init_std < 1e9: raise ValueError(f'init_std={self.init_std}: expected 0 or more, under 1e9')
         if not self.head_dim and self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; or give --head_dim')
         if self.n_head % self.kv_heads:
