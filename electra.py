@@ -59,7 +59,7 @@ class Config:
     generator_layers: int = 0    # blocks of the generator; 0: n_layer
     generator_heads: int = 0     # its heads; 0: width / 64, at least 1 (of the same width: n_head)
     share: str = 'embeddings'    # between the two: embeddings | none | all (needs generator_size=1)
-    generator_steps: int = 0     # two stages: generator-only steps, then the discriminator from its weights; 0: joint
+    generator_steps: int = 0     # two stages: so many of the generator, then the discriminator, from its weights
     mask_rate: float = 0.15      # share of the tokens that the generator replaces
     mask_share: float = 0.85     # of these: share that it sees as [MASK]; the rest it sees as they are
     # fine-tuning
@@ -184,7 +184,8 @@ recipes = {
 }
 # from given weights (table 7 and the released code; small wants 3e-4, large 5e-5 and a layer_decay of 0.9)
 finetune = dict(learning_rate=1e-4, layer_decay=0.8, batch_size=32, epochs=3.0, eval_interval=0, warmup_iters=50,
-                weight_decay=0.01, beta2=0.999, eps=1e-6, lr_schedule='linear', dropout=0.1)
+                weight_decay=0.01, beta2=0.999, eps=1e-6, lr_schedule='linear', dropout=0.1,
+                generator_steps=0)                                         # what comes in stages has had its first
 
 # ---------------------------------------------------------------------------------------------------------------------
 # pre-training: running text -> rows with hidden tokens
@@ -709,6 +710,8 @@ class Model(nn.Module):
 def summary(stats):
     """What a person reads, from stats that are sums over the whole batch (shares of all its tokens): precision = caught
     / flagged and recall = caught / replaced, in the place of caught and flagged; 0 where nothing was there to find."""
+    if stats.get('discriminator_loss') == 0:         # the first of two stages: there is no discriminator yet
+        return {n: v for n, v in stats.items() if n in ('generator_loss', 'generator_accuracy', 'replaced')}
     stats = dict(stats)
     if 'caught' in stats:
         caught, flagged = stats.pop('caught'), stats.pop('flagged')
@@ -872,8 +875,9 @@ def from_hf(hf_config, weights):
 def _write(c, state):
     """Config and state dict of one model -> config.json as a dict, tensors by name."""
     plain = dict(activation='gelu', gated=False, positions='learned', pre_norm=False)
-    odd = [f'{n}={getattr(c, n)}' for n, v in plain.items() if getattr(c, n) != v]
-    if odd or not c.n_segments: raise ValueError(f'transformers has no electra with {[*odd, "n_segments=0"][0]}')
+    odd = [f'{n}={getattr(c, n)}, only {n}={v}' for n, v in plain.items() if getattr(c, n) != v]
+    if not c.n_segments: odd.append('n_segments=0, only 1 or more')
+    if odd: raise ValueError(f'transformers has no electra with {"; ".join(odd)}')
     suffix = ({'text': 'PreTraining' if c.has_detector else 'MaskedLM', 'none': ''}.get(c.kind)
               if c.kind not in _heads else _heads[c.kind][0])
     hf = dict(architectures=['Electra' + ('For' + suffix if suffix else 'Model')], model_type='electra',

@@ -769,7 +769,7 @@ def to_hf(model):
     differ = [f'{f}={mine}, only {f}={known}' for f, mine, known in pairs if mine != known]
     shapes = _shapes(theirs)
     differ += [name for name in state if name not in shapes and not name.startswith('extra.')]
-    if differ: raise ValueError(f'transformers has no {kind} with {differ[0]}')
+    if differ: raise ValueError(f'transformers has no {kind} with {"; ".join(differ[:len(fields)])}')
     for name, shape in shapes.items():
         if name == 'head.weight' and c.tied: continue
         w = state.get(name, torch.zeros(shape))

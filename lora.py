@@ -472,6 +472,9 @@ def load(model, path, name='default'):
 
 def read_adapter(model, path, name):
     config_file = os.path.join(path, 'adapter_config.json')
+    if not os.path.exists(path):
+        raise FileNotFoundError(f'no adapter {path}: expected a folder with adapter_config.json, '
+                                'or a run with --adapter')
     if not os.path.exists(config_file):
         if os.path.isdir(path) and not os.path.exists(os.path.join(path, 'ckpt.pt')):
             raise FileNotFoundError(f'no adapter in {path}: '

@@ -532,6 +532,9 @@ def detect(model, tokenizer, config):
     """ELECTRA's question, for each token: was it replaced? On a terminal the text, with the doubtful tokens in colour."""
     given = [dict(row, label=0) for row in inputs('prompt', config.prompt, 'text', bare=False)]
     rows, c = coded(model, Spelled(tokenizer), given, kind='labelled')
+    if any('[MASK]' in row['text'] for row in given):
+        print('note: a discriminator fills no gaps, [MASK] is plain text to it; its generator does: --export_hf=DIR writes DIR/generator',
+              file=sys.stderr)
     def work(arrays, rows): return [*zip(arrays[0].tolist(), model.logits(*arrays[:-1]).float().sigmoid().tolist())]
     records, colour = [], sys.stdout.isatty() and not config.out
     for row, (ids, p) in zip(rows, in_batches(model, c, rows, config.batch_size, work)):
@@ -820,7 +823,8 @@ def choose(config, path, model, file):
     able = [u for u in uses if u.can(model, file)]
     asked = next((u.flag for u in uses if getattr(config, u.flag)), '')
     here = f'{path}: {file.__name__}.py' + (f' (kind={model.config.kind})' if hasattr(model.config, 'kind') else '')
-    offers = ', '.join(f'{u.words} (--{u.flag})' for u in able) or 'none of what sample.py does'
+    words = dict.fromkeys(u.words for u in able)
+    offers = ', '.join(f'{w} ({", ".join("--" + u.flag for u in able if u.words == w)})' for w in words) or 'none of what sample.py does'
     use = next((u for u in able if asked == u.flag or not asked and u.run is complete), None)  # no prompt: a new document
     if use is None and not asked: raise ValueError(f'{here}: nothing asked for; it can {offers}')
     if use is None:
@@ -865,9 +869,12 @@ def run(config):
     if not config.init_from and not os.path.exists(path):
         have = sorted(d for d in glob.glob('out/*') if os.path.exists(os.path.join(d, 'ckpt.pt')))
         raise FileNotFoundError(f'no run in {path}: train one with python train.py --model=gpt' + ('' if path == Config.out_dir else f' --out_dir={path}')
-                                + f', or give --init_from=CHECKPOINT or --out_dir=RUN (here: {", ".join(have) or "none"})')
-    model, tokenizer = train.load_model(path)
-    if config.lora and lora.mergeable(lora.load(model, config.lora)): lora.merge(model, unload=True)
+                                + f', or give --init_from=CHECKPOINT or --out_dir=RUN (here: {", ".join(have[:9]) or "none"}' + ' ...' * (len(have) > 9) + ')')
+    if config.lora.endswith('.pt') or os.path.exists(os.path.join(config.lora, 'ckpt.pt')):    # a run, with the head that it made
+        model, tokenizer = train.load_model(config.lora, base=path)
+    else:
+        model, tokenizer = train.load_model(path)
+        if config.lora and lora.mergeable(lora.load(model, config.lora)): lora.merge(model, unload=True)
     if config.tokenizer: tokenizer = bpe.load(config.tokenizer)
     if tokenizer is None: raise ValueError(f'{path} has no tokenizer: give one with --tokenizer=FILE (or a name, such as gpt2)')
     if tokenizer.vocab_size > model.config.vocab_size:

@@ -80,7 +80,7 @@ class Config:
     mix_cap: int = 0                # --data=A+B: a part counts as at most this many examples (T5's K); 0 means no limit
     mix_temperature: float = 1.0    # --data=A+B: 1 mixes by size, more evens the shares out
     tokenizer: str = ''             # bpe, char, byte, gpt2, or a vocabulary file; '' takes the data set's own
-    out_dir: str = ''               # where the run is written; '' means out/MODEL
+    out_dir: str = ''               # where the run is written; '' means out/MODEL, and with init_from out/MODEL-DATA
     init_from: str = ''             # start from weights: an out_dir, a .pt file, or a Hugging Face folder
     new_weights: bool = False       # with init_from: its architecture and tokenizer alone, the weights start anew
     baseline: bool = False          # with init_from: then the same run from new weights, and both results side by side
@@ -236,6 +236,9 @@ def parse(argv):
         held = {**own, **saved['config']}
         fixed = 'optimizer', 'init_from', 'adapter', 'lora_rank', 'lora_match', 'rslora', 'dora'
         held |= {n: saved['train'][n] for n in fixed}                      # what its state hangs on
+        if flags.get('init_from', held['init_from']) != held['init_from']:
+            raise ValueError(f'--resume goes on with the run in {given["out_dir"]}: leave out --init_from, '
+                             f'or for the run there: --resume --out_dir={flags["init_from"]}')
         if changed := [n for n in flags if n in held and flags[n] != held[n]]:
             n, had = changed[0], held[changed[0]]
             raise ValueError(f'--resume: --{n}={flags[n]}, but the run has {had}: leave it out, '
@@ -257,8 +260,13 @@ def parse(argv):
     if values['adapter_size'] and kind in ('', 'lora', 'bitfit'):
         raise ValueError(f'--adapter_size={values["adapter_size"]}: goes with --adapter=bottleneck, adamix, prefix, '
                          'prompt; --lora_rank is that of low-rank adapters')
+    of_adapters = {f.name for group, _, f in fields_of(Config) if group.startswith('adapters')}
+    if not kind and (idle := [n for n in flags if n in of_adapters and values[n] != mine[n]]):
+        raise ValueError(f'--{idle[0]} is of adapters, and without one all weights are trained: add --lora_rank=8')
     if kind not in ('', 'lora', 'bitfit') and (values['merge'] or values['export_hf']):
         raise ValueError(f'--adapter={kind} cannot become part of the weights: leave out --merge and --export_hf')
+    if values['lora_bits'] not in (0, 8, 16):
+        raise ValueError(f'--lora_bits={values["lora_bits"]}: expected 8 (int8), 16 (bf16) or 0, the base as it is')
     choices = dict(adapter=' lora bottleneck adamix prefix prompt bitfit',
                    optimizer='adamw muon adafactor', lr_schedule='cosine linear inverse_sqrt constant wsd',
                    dtype='auto bfloat16 float16 float32', compile='auto true false max-autotune reduce-overhead',
@@ -430,11 +438,11 @@ def load_checkpoint(path):
                                        if os.path.exists(best) else
                                        f'train first: python train.py --out_dir={folder}'))
     if not os.path.exists(path):
-        raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder, '
-                                f'or train first: python train.py --out_dir={path}')
+        raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder'
+                                + f', or train first: python train.py --out_dir={path}' * (not path.endswith('.pt')))
     try: saved = read_pickle(path)
     except Exception as e:
-        raise ValueError(f'{path}: cannot be read as a checkpoint ({first_line(e)[:100]}); '
+        raise ValueError(f'{path}: cannot be read as a checkpoint ({first_line(e).split(". ")[0][:100]}); '
                          'it is cut short or of another program') from None
     if not isinstance(saved, dict) or not {'model', 'config', 'model_name'} <= set(saved):
         raise ValueError(f'{path}: not a checkpoint of this trainer (it lacks model, config or model_name)')
@@ -472,9 +480,10 @@ def fingerprint(weights):
         digest.update(name.encode() + some.tobytes())
     return digest.hexdigest()
 
-def base_of(saved, path, depth=0):
-    "the weights that the adapter in a checkpoint was made for, also where make_room has moved them"
+def base_of(saved, path, depth=0, given=''):
+    "the weights that the adapter in a checkpoint was made for, also where make_room has moved them; or given ones"
     base, mark = saved['train']['init_from'], saved.get('base', '')
+    if given: return load_parts(given, depth + 1)[2]
     folder, file = os.path.split(base) if base.endswith('.pt') else (base, '')
     aside = glob.glob(glob.escape(folder.rstrip('/')) + '-[0-9]*') if mark else []
     for place in (base, *(os.path.join(p, file) for p in sorted(aside))):
@@ -485,11 +494,11 @@ def base_of(saved, path, depth=0):
     raise ValueError(f'{path} adapts the weights that were in {base}, which {there}: find them, '
                      f'then python sample.py --init_from=BASE --lora={path}')
 
-def load_parts(path, depth=0):
+def load_parts(path, depth=0, base=''):
     "-> (model file, its Config, state dict, tokenizer or None) of an out_dir, a .pt file or a Hugging Face folder"
-    with untrusted(path): return _load_parts(path, depth)
+    with untrusted(path): return _load_parts(path, depth, base)
 
-def _load_parts(path, depth):
+def _load_parts(path, depth, base):
     if depth > 9: raise ValueError(f'{path}: adapts an adapter that adapts ... itself: give the weights of the base')
     if os.path.isdir(path) and os.path.exists(os.path.join(path, 'config.json')):
         hf, weights = read_hf(path)
@@ -509,8 +518,16 @@ def _load_parts(path, depth):
     saved = load_checkpoint(path)
     file = import_model(saved['model_name'])
     config = typed(file.Config, saved['config'], path)
+    if base and 'lora' not in saved:
+        raise ValueError(f'{path} holds a whole model, no adapter: --init_from={path} opens it')
     if 'lora' in saved:                              # an adapter alone, which makes a plain model of its base
-        model = build_model(file, config, base_of(saved, path, depth), path, 0, new_task=True)
+        weights = base_of(saved, path, depth, base)
+        try: model = build_model(file, config, weights, path, 0, new_task=True)
+        except ValueError as e:
+            if not base: raise
+            raise ValueError(f'{path} does not fit {base}, it is of another model ({e})') from None
+        if base and saved.get('base', '') not in ('', fingerprint(weights)):
+            print(f'note: {path} was made for other weights than those of {base}', file=sys.stderr)
         lora.load_state(model, saved['lora'], saved['model'])
         settings = None if lora.mergeable(model) else lora.settings(model)
         if not settings: lora.merge(model, unload=True)
@@ -528,7 +545,8 @@ def outline(file, config, origin, most):
         if left < 0: raise ValueError(f'{origin}: the model would have more than {most:,} tensors: lower --n_layer')
     hook = nn.modules.module.register_module_parameter_registration_hook(count)
     try:
-        with untrusted(origin), torch.device('meta'): return file.Model(config)
+        with untrusted(origin, but=(AttributeError, NameError)), torch.device('meta'):       # of a fork: its own bug
+            return file.Model(config)
     finally: hook.remove()
 
 def further(names): return f' (and {len(names) - 1} more)' if len(names) > 1 else ''
@@ -546,10 +564,11 @@ def load_weights(model, weights, origin, hint=''):
             why = f'Unexpected key {extra[0]!r}{further(extra)}, which {script} has not with these settings'
         raise ValueError(f'{origin}: the weights do not fit the model: {why}{hint}') from None
 
-def load_model(path, device='cpu'):
+def load_model(path, device='cpu', base=''):
     """-> (model in eval mode, tokenizer or None). path: an out_dir, a .pt file, or a folder in the Hugging Face layout.
-    Raises FileNotFoundError or ValueError, with one line that says what is wrong."""
-    file, config, weights, tokenizer = load_parts(path)
+    base: other weights than those that the adapter in `path` was made for. Raises FileNotFoundError or ValueError, with
+    one line that says what is wrong."""
+    file, config, weights, tokenizer = load_parts(path, base=base)
     load_weights(outline(file, config, path, 2 * len(weights) + 100), weights, path)
     model = file.Model(config)
     load_weights(model, weights, path)
@@ -950,7 +969,10 @@ class Evaluation:
         self.metric, self.labels = meta.get('metric', ''), meta.get('labels')
         counts = len(feed.count(*feed.arrays([0])))  # one row: learns the length of the windows
         n = min(len(feed.corpus), limit or len(feed.corpus))
-        rows = feed.by_length(np.arange(n))
+        rows = np.arange(n)
+        if feed.corpus.items:                        # some of the examples: spread, for files lie sorted by class
+            rows = feed.by_length(rows * len(feed.corpus) // n)
+            self.examples = sorted({feed.corpus.items[i]['index'] for i in rows})
         self.chunks = [rows[a:a + micro] for a in range(0, n, micro)]
         self.mine = self.chunks[rank::world]
         sums = np.zeros(counts + 1)
@@ -993,7 +1015,8 @@ class Evaluation:
             dist.all_reduce(total)
             dist.all_gather_object(parts := [None] * self.world, found)
             found = [p for part in parts for p in part]
-        row = dict(val_loss=total[0].item(), val_ppl=math.exp(min(total[0].item(), 700)))
+        row = dict(val_loss=total[0].item())
+        if len(self.totals) == 1: row['val_ppl'] = math.exp(min(row['val_loss'], 700))         # the mean of one loss
         if self.bytes: row['val_bpb'] = row['val_loss'] * self.totals[0].item() / math.log(2) / self.bytes
         row |= {'val_' + k: v for k, v in self.feed.summary(dict(zip(names, total[1:].tolist()))).items()}
         if found and self.metric in metrics.metrics:
@@ -1010,7 +1033,8 @@ class Evaluations:
     checkpoint; of a mixture the means do, of the losses and of each part's main metric (BLEU as a share of 1)."""
     def __init__(self, sets):
         self.sets, first, self.predictions, self.goal, self.sign = sets, next(iter(sets.values())), [], 'val_loss', -1
-        self.totals, self.truth, self.sample = first.totals, first.truth, first.sample
+        self.totals, self.sample = first.totals, first.sample
+        if first.feed.corpus.items: self.truth, self.examples = first.truth, first.examples
 
     def __call__(self, *args):
         found, row, own, self.predictions = {}, {}, self.sets.get(''), []
@@ -1100,6 +1124,10 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     feed = Feed(file, mconfig, train_set, device, tokenizer)
     base = fingerprint(weights) if config.adapter and weights is not None else ''
     model = build_model(file, mconfig, weights, origin, config.seed, new_task)
+    if config.export_hf:                             # refused before files are touched
+        try: file.to_hf(model)
+        except ValueError as e:
+            raise ValueError(f'--export_hf: {e}; leave it out, or take a published preset') from None
     anew = lambda k, w: k not in weights or w.shape != weights[k].shape
     heads = sorted({k.split('.')[0] for k, w in model.state_dict().items() if anew(k, w)}) if new_task else []
     if config.adapter:                               # before .to(device): the same first numbers everywhere
@@ -1111,14 +1139,12 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             raise ValueError('adapters do not shard: leave out --shard, and hold the base with --lora_bits=8')
         if saved: lora.load_state(model, saved['lora'], saved['model'])
         else: adapters.wrap(model, config, ','.join(heads))
-        if config.lora_bits not in (0, 8, 16):
-            raise ValueError(f'--lora_bits={config.lora_bits}: expected 8 (int8), 16 (bf16) or 0, the base as it is')
-        if config.lora_bits: lora.hold(model, config.lora_bits)
     if config.shard and values.get('generator_steps'):
         raise ValueError('--shard and --generator_steps do not go together: '
                          'FSDP2 settles which weights train once and for all')
-    model.to(device)
     n_params = sum(p.numel() for p in model.parameters())
+    if config.lora_bits: lora.hold(model, config.lora_bits)
+    model.to(device)
     flops = model.flops() if hasattr(model, 'flops') and meta['kind'] == 'text' else 0         # of a full row
     first = feed.send(feed.arrays(np.arange(micro)))
     limit = config.eval_iters if meta['kind'] == 'text' or 'eval_iters' in flags else 0        # of examples all
@@ -1147,16 +1173,12 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                         out_dir=config.out_dir, kind=meta['kind'])
     seen = [e.keys() for e in train_set.examples]    # its columns; ? where not every example has it
     columns = ' '.join(n + '?' * any(n not in e for e in seen) for n in sorted(set().union(*seen)))
-    floor = {}                                       # what the commonest class alone would score
+    floor = {}                                       # what the commonest class of the training data would score
     if meta['kind'] == 'labelled' and meta['labels'] and meta['metric']:
         common = statistics.mode(e['label'] for e in train_set.examples)
-        floor = metrics.compute(meta['metric'], [common] * len(evaluation.truth), evaluation.truth,
-                                meta['labels'])
+        truth = [evaluation.truth[i] for i in evaluation.examples]
+        floor = metrics.compute(meta['metric'], [common] * len(truth), truth, meta['labels'])
     make_optimizers(model, config)                   # flags that do not fit are refused before files are touched
-    if config.export_hf and not config.adapter:
-        try: file.to_hf(model)
-        except ValueError as e:
-            raise ValueError(f'--export_hf: {e}; leave it out, or take a published preset') from None
     sent_to = config.log_to
     try: importlib.import_module({'': 'torch', 'tensorboard': 'torch.utils.tensorboard'}.get(sent_to, sent_to))
     except ImportError: raise ValueError(f'--log_to={sent_to}: not installed; pip install {sent_to}') from None
@@ -1175,13 +1197,13 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     log.say(f'batch: {config.batch_size} rows of {tokens_per_row} tokens = {world} device(s) x '
             f'{share // micro} micro-batch(es) x {micro}; an epoch is {epoch:.1f} steps')
     if 0 < config.max_iters <= config.warmup_iters:
-        log.say(f'all {config.max_iters} steps are warm-up, the learning rate never gets to {config.learning_rate:g}: '
+        log.say(f'all {config.max_iters} steps are warm-up, no learning rate gets to its peak: '
                 f'lower --warmup_iters={config.warmup_iters}')
     if new_task:
         log.say(f'a new task: all weights come from {origin}' + f', but {", ".join(heads)} start anew' * bool(heads))
     if floor:
         scores = ', '.join(f'{readable(k)} {v:.4f}' for k, v in floor.items())
-        log.say(f'always {meta["labels"][common]!r}, the commonest class: {scores}')
+        log.say(f'always {meta["labels"][common]!r}, the commonest class of the training data: {scores}')
     pick_attention(device, getattr(mconfig, 'block_size', 1024))
     with torch.no_grad(), autocast(): kernel = attention_backend(lambda: model(*[t[:1] for t in first]))
     log.say(f'attention kernel: {kernel}')
@@ -1367,7 +1389,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         log.say(f'{signal.Signals(signalled).name}: saved step {step}. To go on: {again}')
         raise SystemExit(128 + signalled)
     if config.adapter:                               # the adapter as peft's files, and, if asked for, in a plain model
-        if rank == 0: lora.save(model, config.out_dir)
+        if rank == 0 and not lora.save(model, config.out_dir) and config.adapter == 'lora':
+            log.say('adapter_model.safetensors has our own names: transformers or peft has nothing like this model')
         if config.merge or config.export_hf: lora.merge(model, unload=True)
         if config.merge: save('merged.pt')
     best_name = 'best_' + (evaluation.goal[4:] if evaluation.sign > 0 else 'val_loss')

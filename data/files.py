@@ -28,10 +28,10 @@ def first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 @contextlib.contextmanager
-def untrusted(path):
+def untrusted(path, but=()):
     "files come from anywhere: whatever goes wrong while one is understood is a ValueError of one line with its name"
     try: yield
-    except OSError: raise
+    except (OSError, *but): raise
     except Exception as e:
         line = ' '.join(str(e).split())[:300]
         if not isinstance(e, ValueError): line = f'damaged, or not what it should be ({type(e).__name__}: {line[:150]})'

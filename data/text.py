@@ -546,7 +546,7 @@ def make(name, write, tokenizer, vocab_size, default='', out=''):
         if new:
             meta = write(new, tokenizer=tokenizer, vocab_size=vocab_size, tag=tag)
             what = 'tokens' if meta['kind'] == 'text' else 'examples'
-            print(f'made {folder}: {meta["train_" + what]:,} {what} to train on, '
+            print(f'made {os.path.relpath(folder)}: {meta["train_" + what]:,} {what} to train on, '
                   f'{meta["val_" + what]:,} for validation, tokenizer {tag} ({meta["vocab_size"]:,} ids)',
                   file=sys.stderr, flush=True)
     return checked(folder) if new else checked(folder, tokenizer, vocab_size)
@@ -668,7 +668,7 @@ def resolve(data, tokenizer='', vocab_size=0):
     if os.path.isdir(data) and is_prepared(data): return checked(data, tokenizer, vocab_size)
     if os.path.exists(data) or ',' in data: return prepare(data, tokenizer or 'bpe', vocab_size)
     if os.sep in data: raise FileNotFoundError(f'--data={data}: no such file or folder')
-    near = difflib.get_close_matches(data, names(), 1, 0.5)
+    near = difflib.get_close_matches(data, names(), 1, 0.5) if '.' not in data else ()
     raise FileNotFoundError(f'--data={data}: no data set, file or folder of that name; '
                             f'the data sets are {", ".join(names())}'
                             + (f'; did you mean --data={near[0]}?' if near else ''))

@@ -390,7 +390,7 @@ TASKS = [('gpt', ''), ('gpt', 'instruct'), ('bert', 'labelled'), ('electra', 'la
 
 @pytest.mark.parametrize('family, data, kind', [(*t, k) for t in TASKS for k in KINDS if t[1] in ('', 'labelled') and t[0] != 'electra'
                                                 or k in ('lora', 'prefix', 'prompt')] + [('t5', 'pairs', 'bitfit')])
-def test_each_kind_is_trained_resumed_and_opened(family, data, kind, bases, tmp_path):
+def test_each_kind_is_trained_resumed_and_opened(family, data, kind, bases, tmp_path, capsys):
     flags, out, half = [*bases(family, data), *KINDS[kind]], str(tmp_path / 'out'), str(tmp_path / 'half')
     if family == 't5' and kind == 'bitfit':
         with pytest.raises(ValueError, match='no biases'): train.main([*flags, f'--out_dir={out}'])
@@ -418,11 +418,19 @@ def test_each_kind_is_trained_resumed_and_opened(family, data, kind, bases, tmp_
     look = train.Evaluation(train.Feed(file, model.config, rows, torch.device('cpu'), tokenizer), 4, 3, tokenizer, m, 0, 1)
     found = look(model, model, contextlib.nullcontext)
     assert found['val_loss'] == pytest.approx(wanted, rel=1e-5)
-    if data in ('', 'pairs'):                                              # and beside a base, as sample.py does it
-        other = sample.run(sample.parse([flags[0], f'--lora={out}', '--prompt=one plus', '--max_new_tokens=5', '--temperature=0', '--device=cpu']))
-        mine = sample.run(sample.parse([f'--out_dir={out}', '--prompt=one plus', '--max_new_tokens=5', '--temperature=0', '--device=cpu']))
+    if data != 'instruct':                                                 # and beside a base, as sample.py does it
+        use = ['--classify=one plus two'] if data == 'labelled' else ['--prompt=one plus', '--max_new_tokens=5', '--temperature=0']
+        other = sample.run(sample.parse([flags[0], f'--lora={out}', *use, '--device=cpu']))
+        mine = sample.run(sample.parse([f'--out_dir={out}', *use, '--device=cpu']))
         said = lambda found: found.get('texts') or found['records']
         assert said(other) == said(mine)
+        capsys.readouterr(), train.load_model(out, base=flags[0][12:])
+        assert capsys.readouterr().err == ''
+        moved = torch.load(flags[0][12:] + '/ckpt.pt', weights_only=True)
+        for w in moved['model'].values(): w *= 1.01
+        torch.save(moved, tmp_path / 'moved.pt')
+        train.load_model(out, base=str(tmp_path / 'moved.pt'))
+        assert f'note: {out} was made for other weights than those of' in capsys.readouterr().err
     elif data == 'labelled': sample.run(sample.parse([f'--out_dir={out}', '--classify=one plus one is two', '--device=cpu']))
 
 
@@ -448,7 +456,7 @@ def test_wrong_flags(bases, tmp_path):
     flags = [*bases('gpt'), f'--out_dir={tmp_path / "out"}']
     for more, says in ((['--adapter=prefix', '--merge'], '--adapter=prefix cannot become part'), (['--adapter=prompt', '--export_hf=x'], '--adapter=prompt cannot'),
                        (['--adapter=prefix', '--lora_rank=3'], '--lora_rank is of low-rank'), (['--adapter_size=3'], '--adapter_size=3: goes with'),
-                       (['--adapter=lora', '--adapter_size=3'], '--adapter_size=3: goes with'), (['--adapter=prefx'], 'did you mean prefix'),
+                       (['--adapter=lora', '--adapter_size=3'], '--adapter_size=3: goes with'), (['--adapter=prefx'], 'did you mean prefix'), (['--dora'], '--dora is of adapters, and without one'), (['--merge'], '--merge is of adapters'),
                        (['--adapter=prefix', '--adapter_size=-1'], 'length=-1'), (['--adapter=adamix', '--adapter_consistency=1'], 'compares the classes')):
         with pytest.raises(ValueError, match=says): train.main([*flags, *more])
     with pytest.raises(ValueError, match='--adapter=prefix needs weights'): train.main([*flags[1:], '--adapter=prefix'])

@@ -344,6 +344,14 @@ def test_the_first_loss(name):
     if config.has_detector: assert abs(stats['auc'] - 0.5) < 0.15
 
 
+def test_summary_of_stage_one_and_what_fine_tuning_leaves_out():
+    stage = dict(generator_loss=3.0, replaced=0.1, generator_accuracy=0.2, discriminator_loss=0.0, caught=0.0, flagged=0.0, auc=0.0)
+    assert electra.summary(stage) == dict(generator_loss=3.0, replaced=0.1, generator_accuracy=0.2)
+    assert electra.summary(stage | dict(discriminator_loss=0.3, caught=0.05, flagged=0.1)) == dict(
+        generator_loss=3.0, replaced=0.1, generator_accuracy=0.2, discriminator_loss=0.3, auc=0.0, precision=0.5, recall=0.5)
+    assert electra.finetune['generator_steps'] == 0                        # else stage one would overwrite the discriminator
+
+
 @pytest.mark.parametrize('name', ['electra', 'replace-mlm', 'all-tokens-mlm', 'mlm'])
 def test_one_batch_is_learned_by_heart(name):
     """The discriminator's weight is 50: its 0.05 is 2.5 of a sum that began at 39."""

@@ -311,6 +311,17 @@ def test_an_adapter_run_resumes_and_knows_its_base(pretrained, sums, tmp_path):
     with pytest.raises(ValueError, match='the weights that were in .*base, which is gone: find them'): train.load_model(out)
 
 
+def test_some_examples_are_spread_over_the_file(pretrained, tmp_path, capsys):
+    """Files lie sorted by class: --eval_iters takes rows from everywhere, and the commonest class is scored on the same."""
+    words = 'zero one two three'.split()
+    for name, n in (('train', 30), ('val', 10)):
+        (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(dict(text=f'{w} is here {i}', label=w)) + '\n' for w in words for i in range(n + 9 * (w == 'two'))))
+    result = tune(pretrained, str(tmp_path), str(tmp_path / 'out'), '--max_iters=1', '--eval_iters=12')
+    places = [i * 49 // 12 for i in range(12)]
+    assert [p['index'] for p in lines_of(str(tmp_path / 'out/predictions.jsonl'))] == places
+    assert result['commonest_accuracy'] == pytest.approx(np.mean([20 <= i < 39 for i in places]))
+
+
 def test_weights_know_their_model_file(pretrained, sums, tmp_path, capsys):
     """--init_from without --model takes the model file of the weights, with what fine-tunes it well."""
     hf, out = str(tmp_path / 'hf'), str(tmp_path / 'out')
@@ -320,7 +331,7 @@ def test_weights_know_their_model_file(pretrained, sums, tmp_path, capsys):
         assert file is bert and config.learning_rate == bert.finetune['learning_rate'] and config.out_dir == 'out/bert-two-jsonl'
     train.main([f'--init_from={pretrained}', f'--data={sums["two"]}', f'--out_dir={out}', '--max_iters=1', '--device=cpu', '--warmup_iters=3'])
     assert state(out)['model_name'] == 'bert'
-    assert 'all 1 steps are warm-up, the learning rate never gets to 5e-05: lower --warmup_iters=3' in capsys.readouterr().out
+    assert 'all 1 steps are warm-up, no learning rate gets to its peak: lower --warmup_iters=3' in capsys.readouterr().out
     os.remove(os.path.join(out, 'ckpt.pt'))
     with pytest.raises(FileNotFoundError, match=r'best\.pt is there: --init_from=.*best.pt starts from its weights'): train.load_checkpoint(out)
 

@@ -174,7 +174,7 @@ train --lora_rank=2 --init_from={w}/run --lora_match=q,qkv    | has .*qkv as a w
 train --lora_rank=2 --init_from={w}/run --lora_dropout=1.5    | dropout=1.5: expected 0 or more and under 1
 train --lora_rank=2 --init_from={w}/run --lora_bits=4   | (lora_)?bits=4: expected
 sample --out_dir={w}/run --lora={w}/run                 | holds a whole model, no adapter: --init_from=.*opens it
-sample --out_dir={w}/run --lora=nowhere                 | no checkpoint nowhere
+sample --out_dir={w}/run --lora=nowhere                 | no adapter nowhere: expected a folder
 sample --out_dir={w}/run --lora={w}/nothing             | no adapter in .*nothing: expected adapter_config.json, or ckpt.pt
 sample --out_dir={w}/run --lora={w}/peft_cut            | adapter_config.json: not JSON
 sample --out_dir={w}/bert --lora={w}/adapter --prompt=[MASK] | it is of another model

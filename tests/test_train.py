@@ -545,8 +545,11 @@ def test_a_fork_starts_from_its_parents_weights(tiny, prepared, tmp_path, monkey
             fork('less', ('Block(config) for _ in range(config.n_layer)', 'Block(config) for _ in range(config.n_layer - 1)'))
         with pytest.raises(ValueError, match='holds a model of gpt.py, not of --model=lacks, whose Config has no n_layer.*: leave out --model, or keep the fields of gpt.py'):
             fork('lacks', (field, '    layers: int ='))
+        with pytest.raises(AttributeError, match='no_such_layer'):         # a bug is not told as a damaged checkpoint
+            at = source.index('        super().__init__()', source.index(layer))
+            fork('buggy', (source[source.index(layer):at + 26], source[source.index(layer):at + 26] + '\n        self.no_such_layer'))
     finally:
-        for name in ('mine', 'more', 'less', 'lacks'): sys.modules.pop(name, None)
+        for name in ('mine', 'more', 'less', 'lacks', 'buggy'): sys.modules.pop(name, None)
         while str(tmp_path) in sys.path: sys.path.remove(str(tmp_path))
 
 
