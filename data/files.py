@@ -5,7 +5,7 @@ Nothing in a file runs, nothing takes more memory than the file is large, and wh
 of one line with its name. Written files appear whole or not at all. The safetensors format: 8 bytes with the length of
 a header, the header (JSON: dtype, shape and place of each tensor), then the bytes of the tensors.
 """
-import contextlib, json, math, os, zipfile
+import contextlib, io, json, math, os, zipfile
 
 import numpy as np
 import torch
@@ -47,11 +47,12 @@ def read_json(path):
 
 def read_pickle(path):
     "torch.load of tensors and plain values: nothing in the file runs, and nothing is larger than the file"
-    packed = zipfile.is_zipfile(path)
-    if packed:
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as z:
             if any(member.compress_type for member in z.infolist()): raise ValueError('its members are compressed')
-    return torch.load(path, map_location='cpu', weights_only=True, mmap=packed)
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    with open(path, 'rb') as f: data = io.BytesIO(f.read())                # whose read() is no larger than the file
+    return torch.load(data, map_location='cpu', weights_only=True)
 
 def are_weights(weights, path):
     "tensors by name, as plain as they are when written, together no larger than the file (some may be shared)"

@@ -456,7 +456,7 @@ def open_meta(folder, check=False, quick=False):
         except (ValueError, AttributeError, RecursionError, TypeError) as e:
             raise ValueError(f'{path}: not readable as JSON ({first_words(e)}): {again}') from None
         if missing or meta['version'] != 1 or meta['kind'] not in list(supervised.COLUMNS):
-            found = f'no {", ".join(missing)}' if missing else f'version {meta["version"]}, kind {meta["kind"]!r}'
+            found = f'no {", ".join(missing)}' if missing else f'version {meta["version"]!r}, kind {meta["kind"]!r}'
             raise ValueError(f'{path}: {found}; expected version 1 and a kind of {", ".join(supervised.COLUMNS)}: '
                              f'{again}')
         if wrong := next((n for n, fits in META.items() if n in meta and not fits(meta[n])), ''):
