@@ -522,6 +522,21 @@ class Embeddings(nn.Module):
         return x
 
 
+def around(x, h):
+    """What each block of h tokens may see in a local layer: itself, the block before and the one after. (B, T, C) ->
+    (B, n, 3 h, C) for n = ceil(T / h) blocks, zeros beyond the ends"""
+    x = F.pad(x, (0, 0, h, h + -x.size(1) % h)).unflatten(1, (-1, h))      # (B, n + 2, h, C)
+    return torch.cat((x[:, :-2], x[:, 1:-1], x[:, 2:]), dim=2)
+
+
+def near_mask(real, h):
+    """Local layers, h tokens to each side: the cost grows with T h, not with T^2. real: (B, T) bool, false for padding
+    -> bool (B n, 1, h, 3 h)"""
+    distance = torch.arange(-h, 2 * h, device=real.device) - torch.arange(h, device=real.device)[:, None]  # (h, 3 h)
+    seen = around(real[..., None], h).transpose(2, 3) & (distance.abs() <= h)                 # (B, n, h, 3 h)
+    return (seen | (distance == 0)).flatten(0, 1)[:, None]                 # itself: a padded token's softmax is not NaN
+
+
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -530,13 +545,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(C, C, bias=config.has_bias('attention'))
 
     def forward(self, x, turn, mask):
-        """x: (B, T, C). turn: cos and sin, or None. mask: (B or 1, 1, T or 1, T) bool, true where seen, or None."""
+        """x: (B, T, C). turn: cos and sin, or None. mask: (B or 1, 1, T or 1, T) bool, true where seen, or None; or
+        near_mask's."""
         (B, T, C), H = x.shape, self.config.n_head
         q, k, v = self.qkv(x).view(B, T, 3, H, C // H).unbind(2)           # (B, T, H, D) each
         if turn: q, k = rotate(q, *turn), rotate(k, *turn)
+        if mask is not None and mask.size(-1) < T:                         # blocks of h tokens become rows of their own
+            h = mask.size(-2)
+            q = F.pad(q, (0, 0, 0, 0, 0, -T % h)).view(-1, h, H, C // H)   # (B n, h, H, D)
+            k, v = (around(y.flatten(2), h).view(-1, 3 * h, H, C // H) for y in (k, v))        # (B n, 3 h, H, D)
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask,
                                            self.config.attention_dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        return self.out(y.transpose(1, 2).reshape(B, -1, C)[:, :T])
 
 
 class MLP(nn.Module):
@@ -580,12 +600,15 @@ class Encoder(nn.Module):
 
     def forward(self, x, mask=None, positions=None):
         """x: (B, T, E), mask: (B, T) bool, true for real tokens, or None; positions: (B, T) or None -> (B, T, C)"""
-        c, T = self.config, x.size(1)
-        if positions is None: positions = torch.arange(T, device=x.device)[None]
+        c, T, running = self.config, x.size(1), positions is None
+        if running: positions = torch.arange(T, device=x.device)[None]
         turns = [rotary(t, c.n_embd // c.n_head, positions) if c.positions == 'rotary' else None
                  for t in (c.rope_theta, c.rope_theta_local or c.rope_theta)]
         masks = [None if mask is None else mask[:, None, None]] * 2                            # (B, 1, 1, T)
-        if c.window and T - 1 > c.window // 2:
+        if running and c.window > 1 and 2 * c.window < T:
+            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+            masks[1] = near_mask(real, c.window // 2)
+        elif c.window and T - 1 > c.window // 2:
             near = ((positions[:, :, None] - positions[:, None]).abs() <= c.window // 2)[:, None]    # (B or 1, 1, T, T)
             itself = torch.eye(T, dtype=torch.bool, device=x.device)       # so that no padded token sees nothing: NaN
             masks[1] = near if mask is None else near & masks[0] | itself

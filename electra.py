@@ -408,7 +408,7 @@ class Embeddings(nn.Module):
         return self.drop(self.norm(x))
 
 
-# same as bert.py
+# bert.py's, without its local layers
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()

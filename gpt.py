@@ -343,6 +343,16 @@ def attention_mask(config, queries, keys, prefix=None):
     bias = -alibi_slopes(config.n_head, keys.device)[:, None, None] * distance.abs().unsqueeze(-3)  # (.., H, T, S)
     return bias.masked_fill(~see, -math.inf)
 
+
+def window_mask(rows, T, W, device):
+    """A sliding window over T tokens, in n blocks of W: each sees its own keys and those of the block before, so that
+    the cost grows with T W, not with T^2. -> bool (rows n, 1, W, 2 W)"""
+    queries, keys = torch.arange(W, 2 * W, device=device)[:, None], torch.arange(2 * W, device=device)
+    see = (keys <= queries) & (keys > queries - W)                         # (W, 2 W)
+    n = -(-T // W)
+    before = torch.arange(n, device=device)[:, None, None] + keys // W > 0 # the first block has none before it
+    return (see & before).expand(rows, n, W, 2 * W).flatten(0, 1)[:, None]
+
 # ---------------------------------------------------------------------------------------------------------------------
 # modules
 
@@ -382,12 +392,18 @@ class Attention(nn.Module):
         if config.qk_norm: self.q_norm, self.k_norm = RMSNorm(D, config.norm_eps), RMSNorm(D, config.norm_eps)
 
     def forward(self, x, turn, mask, write):
-        """x: (B, T, C). turn: cos and sin, or None. mask: (B or 1, H or 1, T, S), or None: causal. write: puts keys
-        and values into a cache and returns all that it holds, or None."""
+        """x: (B, T, C). turn: cos and sin, or None. mask: (B or 1, H or 1, T, S), or None: causal, or window_mask's.
+        write: puts keys and values into a cache and returns all that it holds, or None."""
         (B, T, _), H, G, D = x.shape, self.config.n_head, self.config.kv_heads, self.config.width
         q, k, v = (y.view(B, T, -1, D) for y in self.qkv(x).split((H * D, G * D, G * D), dim=-1))
         if self.config.qk_norm: q, k = self.q_norm(q), self.k_norm(k)
         if turn: q, k = rotate(q, *turn), rotate(k, *turn)
+        W = T if mask is None else mask.size(-2)
+        if W < T:                                                          # blocks of W tokens become rows of their own
+            q, k, v = (F.pad(y, (0, 0, 0, 0, before, -T % W)).unflatten(1, (-1, W))
+                       for y, before in ((q, 0), (k, W), (v, W)))          # (B, n, W, H, D), two of (B, 1 + n, W, G, D)
+            k, v = (torch.cat((y[:, :-1], y[:, 1:]), dim=2).flatten(0, 1) for y in (k, v))     # (B n, 2 W, G, D)
+            q = q.flatten(0, 1)                                            # (B n, W, H, D)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D), two of (B, G, T, D)
         if write is not None: k, v = write(k, v)                           # (B, G, S, D)
         if G < H and T == 1 and write is not None:  # the heads of a group become rows of queries: no key is copied
@@ -396,7 +412,7 @@ class Attention(nn.Module):
             k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)
         if mask is not None and mask.dtype != torch.bool: mask = mask.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, mask, self.config.dropout if self.training else 0.0, mask is None)
-        return self.out(y.reshape(B, H, T, D).transpose(1, 2).reshape(B, T, H * D))
+        return self.out(y.reshape(-1, H, W, D).transpose(1, 2).reshape(B, -1, H * D)[:, :T])
 
 
 class MLP(nn.Module):
@@ -509,9 +525,11 @@ class Model(nn.Module):
             x = x * math.sqrt(c.n_embd) + sinusoidal(positions, c.n_embd).to(x.dtype)
         if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        plain = c.positions != 'alibi' and not 0 < c.window < T and positions.ndim == 1
-        return (self.drop(x), rotary(c, positions) if c.positions == 'rotary' else None,
-                None if plain and keys is positions and prefix is None else attention_mask(c, positions, keys, prefix))
+        turn = rotary(c, positions) if c.positions == 'rotary' else None
+        plain = c.positions != 'alibi' and positions.ndim == 1 and keys is positions and prefix is None
+        if plain and 0 < 2 * c.window < T: return self.drop(x), turn, window_mask(len(x), T, c.window, x.device)
+        plain = plain and not 0 < c.window < T
+        return self.drop(x), turn, None if plain else attention_mask(c, positions, keys, prefix)
 
     def run(self, block, *inputs):
         if not (self.config.checkpoint_activations and self.training): return block(*inputs)

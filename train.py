@@ -736,8 +736,11 @@ def wide_products():
         matmul.fp32_precision = 'bf16'
         if ((a @ a).double() - a.double() @ a.double()).abs().max() > 1e-3: matmul.fp32_precision = 'ieee'
 
-def pick_attention(device, length):
-    "a CPU's fused attention kernel takes two to five times as long as plain products for rows of up to 256 tokens"
+def pick_attention(device, config):
+    """A CPU's fused attention kernel takes two to five times as long as plain products for rows of up to 256 tokens, and
+    half as long again for the short blocks that windows cut rows into, where all layers have one"""
+    length, window = getattr(config, 'block_size', 1024), getattr(config, 'window', 0)
+    if window and not hasattr(config, 'global_every'): length = min(length, window)
     torch.backends.cuda.enable_flash_sdp(device.type != 'cpu' or length > 256)             # the CPU's kernel too
 
 def pick_device(name):
@@ -1204,7 +1207,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if floor:
         scores = ', '.join(f'{readable(k)} {v:.4f}' for k, v in floor.items())
         log.say(f'always {meta["labels"][common]!r}, the commonest class of the training data: {scores}')
-    pick_attention(device, getattr(mconfig, 'block_size', 1024))
+    pick_attention(device, mconfig)
     with torch.no_grad(), autocast(): kernel = attention_backend(lambda: model(*[t[:1] for t in first]))
     log.say(f'attention kernel: {kernel}')
 

@@ -267,7 +267,7 @@ def random_batch(file, config, rows):
 def our_model(args, file, config, dtype=None):
     import torch, train
     device = train.pick_device(args.device)              # TF32 on CUDA; how memory is kept on a CPU
-    train.pick_attention(device, config.block_size)
+    train.pick_attention(device, config)
     torch.manual_seed(1)
     return file.Model(config).to(device, dtype), device
 

@@ -118,6 +118,31 @@ def test_transformers_both_ways(name, head, tmp_path):
         if head == 'ForPreTraining': assert (again[1] - want[1]).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize('T, window', [(37, 8), (33, 16), (16, 8)])
+def test_local_layers_cost_what_they_see(T, window, monkeypatch):
+    "rows longer than two windows are cut into blocks: nothing but the cost differs from a mask of all pairs"
+    c = bert.Config(vocab_size=99, block_size=T, n_layer=3, n_head=3, n_embd=24, n_hidden=48, n_segments=0,
+                    positions='rotary', pre_norm=True, window=window, global_every=3)
+    encoder, x, real, sizes = bert.Encoder(c).double().eval(), torch.randn(4, T, 24).double(), F.scaled_dot_product_attention, []
+    mask = torch.arange(T) < torch.tensor([T, T - 3, window // 2, 1])[:, None]
+    def attend(q, k, v, *args):
+        sizes.append(k.size(2))
+        return real(q, k, v, *args)
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', attend)
+    for real_ones in (None, mask):
+        outs = []
+        for positions in (None, torch.arange(T)[None]):                    # given positions need not run on: all pairs
+            encoder.zero_grad()
+            out = encoder(x, real_ones, positions)
+            seen = out if real_ones is None else out[mask]
+            seen.square().sum().backward()
+            outs.append([seen, *(p.grad.clone() for p in encoder.parameters() if p.grad is not None)])
+        for a, b in zip(*outs, strict=True): assert (a - b).abs().max() < 1e-10
+        assert not out.isnan().any()
+    local = 3 * window // 2 if T > 2 * window else T
+    assert sizes == 2 * [T, local, local, T, T, T]
+
+
 def test_old_names_and_dialects(tmp_path):
     """bert-base-uncased's file says gamma and beta and holds more heads than its config names; ModernBERT's config has two dialects."""
     hf = hf_model('Bert', 'ForPreTraining')

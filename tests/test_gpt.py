@@ -246,6 +246,22 @@ def gradients(model, *arrays, **kw):
 def close(a, b, atol=1e-6): return a.keys() == b.keys() and all(torch.allclose(a[n], b[n], atol=atol, rtol=1e-4) for n in a)
 
 
+@pytest.mark.parametrize('T, W, G', [(37, 5, 0), (64, 16, 2), (13, 6, 1), (12, 6, 0)])
+def test_a_window_costs_what_it_sees(T, W, G, monkeypatch):
+    "rows longer than two windows are cut into blocks: nothing but the cost differs from a mask of all pairs"
+    c = gpt.Config(**dict(TINY, block_size=T, window=W, n_kv_head=G, n_head=4, n_embd=24, positions='rotary'))
+    model, ids, real, sizes = gpt.Model(c).double(), torch.randint(0, 99, (3, T)), F.scaled_dot_product_attention, []
+    def attend(q, k, v, *args):
+        sizes.append((k.size(2), q.size(2)))
+        return real(q, k, v, *args)
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', attend)
+    got, enter = gradients(model, ids, ids), model.enter
+    assert {*sizes} == {(2 * W, W) if T > 2 * W else (T, T)}
+    at = torch.arange(T)
+    monkeypatch.setattr(model, 'enter', lambda *a: (*enter(*a)[:2], gpt.attention_mask(c, at, at)))
+    for name, g in gradients(model, ids, ids).items(): assert (g - got[name]).abs().max() < 1e-12, name
+
+
 def test_loss_is_the_mean_over_targets_and_totals_add_up():
     model, x, y = build(**CASES['llama']), tokens(6, 13), tokens(6, 13, seed=2)
     y[0] = -1; y[1, 3:] = -1; y[4, ::2] = -100

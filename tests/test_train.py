@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import bpe, gpt, train
+import bert, bpe, gpt, train
 from data import files, rows
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -808,7 +808,10 @@ def test_products_by_onednn_stay_those_of_fp32(exact, monkeypatch, tmp_path):
 
 def test_plain_attention_for_short_rows_on_a_cpu():
     try:
-        for kind, length, fused in (('cpu', 256, False), ('cpu', 257, True), ('cuda', 64, True)):
-            train.pick_attention(torch.device(kind), length)
-            assert torch.backends.cuda.flash_sdp_enabled() == fused
+        for kind, file, fields, fused in (
+                ('cpu', gpt, dict(block_size=256), False), ('cpu', gpt, dict(block_size=257), True),
+                ('cpu', gpt, dict(block_size=999, window=99), False), ('cpu', bert, dict(block_size=999, window=99), True),
+                ('cuda', gpt, dict(block_size=64), True)):
+            train.pick_attention(torch.device(kind), file.Config(**fields))
+            assert torch.backends.cuda.flash_sdp_enabled() == fused, fields
     finally: torch.backends.cuda.enable_flash_sdp(True)
