@@ -612,7 +612,7 @@ class Encoder(nn.Module):
             near = ((positions[:, :, None] - positions[:, None]).abs() <= c.window // 2)[:, None]    # (B or 1, 1, T, T)
             itself = torch.eye(T, dtype=torch.bool, device=x.device)       # so that no padded token sees nothing: NaN
             masks[1] = near if mask is None else near & masks[0] | itself
-        if hasattr(self, 'project'): x = self.project(x)
+        if hasattr(self, 'project'): x = self.project(x).to(x.dtype)       # autocast would go on in bf16
         if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         for i in range(self.n_layer):

@@ -78,6 +78,7 @@ class Config:
     mask_id: int = 103           # [MASK]
     # running
     checkpoint_activations: bool = False  # keep each block's input only and recompute the block in the backward pass
+    residual_autocast: bool = False  # under autocast keep the residual stream in bf16 too: faster, slightly less exact
 
     def __post_init__(self):
         for name, choices in (('objective', objectives), ('share', ('embeddings', 'none', 'all')),
@@ -469,7 +470,9 @@ class Encoder(nn.Module):
         c, T = self.config, x.size(1)
         if mask is not None: mask = mask[:, None, None]                    # (B, 1, 1, T)
         turn = rotary(c.n_embd // c.n_head, torch.arange(T, device=x.device)) if c.positions == 'rotary' else None
-        if hasattr(self, 'project'): x = self.project(x)
+        if hasattr(self, 'project'): x = self.project(x).to(x.dtype)       # autocast would go on in bf16
+        if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         for block in self.blocks:
             x = (checkpoint(block, x, turn, mask, use_reentrant=False)
                  if c.checkpoint_activations and self.training else block(x, turn, mask))

@@ -79,6 +79,20 @@ def test_twins_are_the_same_in_both_files():
         for args in ((ids,), (ids, ids % 2, mask)): assert (model.hidden(*args) - twin.hidden(*args)).abs().max() < 1e-5
 
 
+def test_a_residual_stream_in_bf16():
+    losses, arrays = [], tensors(make_batch(small()))
+    for on in (False, True):
+        m, seen = model_of(small(residual_autocast=on)), set()
+        for part in m.modules():
+            if isinstance(part, electra.Block): part.register_forward_hook(lambda part, args, out: seen.add(out.dtype))
+        torch.manual_seed(1)
+        losses.append(m(*arrays)[0].item())
+        torch.manual_seed(1)
+        with torch.autocast('cpu', torch.bfloat16): losses.append(m(*arrays)[0].item())
+        assert seen == {torch.float32, *[torch.bfloat16] * on}
+    assert losses[0] == losses[2] and abs(losses[3] / losses[0] - 1) < 0.05 and losses[3] != losses[1]
+
+
 def test_imports_recipes_and_flags():
     fields = {f.name for f in dataclasses.fields(electra.Config)} | {f.name for f in dataclasses.fields(train.Config)}
     for values in (electra.recipe, electra.finetune, *electra.recipes.values()): assert set(values) <= fields | {'preset'}

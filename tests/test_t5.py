@@ -425,6 +425,20 @@ def test_precision():
         assert m.double().logits(x, y).dtype == torch.float64
 
 
+@pytest.mark.parametrize('architecture', ['encoder-decoder', 'decoder', 'prefix'])
+def test_a_residual_stream_in_bf16(architecture):
+    x, y, losses = torch.randint(6, 90, (2, 11)), torch.randint(6, 90, (2, 9)), []
+    for on in (False, True):
+        m, seen = model(**GATED, architecture=architecture, residual_autocast=on), set()
+        for name, part in m.named_modules():
+            if isinstance(part, t5.Block): part.register_forward_hook(lambda part, args, out: seen.add(out.dtype))
+        losses.append(m(x, y)[0].item())
+        with torch.autocast('cpu', torch.bfloat16): losses.append(m(x, y)[0].item())
+        assert seen == {torch.float32, *[torch.bfloat16] * on}
+        assert (seen.clear(), m(x, y), seen)[2] == {torch.float32}         # without autocast nothing changes
+    assert losses[0] == losses[2] and abs(losses[3] - losses[0]) < 0.05 and losses[3] != losses[1]
+
+
 def test_compiles_whole():
     if os.environ.get('TORCHDYNAMO_DISABLE'): pytest.skip('no compiler')
     for kw in ({}, dict(objective='prefix')):
