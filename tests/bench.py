@@ -3,6 +3,7 @@
     python tests/bench.py bert              # also gpt, t5, electra, lora: a training step beside transformers'
     python tests/bench.py gpt --device=cuda --size=gpt2    # --size takes several: --size=tiny,wide
     python tests/bench.py sample            # decoding with and without a cache beside transformers' generate
+    python tests/bench.py tune              # what each choice gives: compile modes, rows, kernels, dtypes, heads
     python tests/bench.py memory            # peaks, with and without checkpointed activations
     python tests/bench.py parity            # the logits beside transformers', on this device
     python tests/bench.py bpe               # training, encoding, preparing beside tokenizers and tiktoken
@@ -30,6 +31,7 @@ the target, and the first evaluation at which all seeds together pass (p < 0.01)
 import argparse, contextlib, copy, dataclasses, functools, gc, importlib, io, itertools, json, math, os, platform, re
 import resource, shlex, statistics, subprocess, sys, tempfile, time, traceback
 from importlib import metadata
+from types import SimpleNamespace
 
 BEGAN = time.perf_counter()
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -154,9 +156,23 @@ def matmul_peak(device, dtype, n):
     torch.cuda.empty_cache()                             # nothing without CUDA
     return 2 * n ** 3 / best
 
-def race(args, what, unit, work, sides, flops=0, exact=False):
-    """sides: {name: build}, ours first; build() -> step, a call that does `work` units and returns a number by which we
-    see that all sides do the same (within 1 %, or exactly). flops: of a step. -> report's"""
+@functools.cache
+def bandwidth(device, n=1 << 28):
+    "bytes a second that a copy reads and writes, the best of five"
+    import torch, train
+    a, best = torch.ones(n, dtype=torch.uint8, device=train.pick_device(device)), math.inf
+    b = torch.empty_like(a)
+    for _ in range(5):
+        began = time.perf_counter()
+        b.copy_(a)
+        if b.is_cuda: torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * n / best
+
+def race(args, what, unit, work, sides, flops=0, exact=False, goal=0):
+    """sides: {name: build}, ours first; build() -> step, a call that does `work` units (or work[name]) and returns a
+    number by which we see that all sides do the same (within 1 %, or exactly). flops: of a unit. goal: units a second
+    that we aim at on an H200. -> report's"""
     if args.side:                                        # we are a side, of this race or of another one
         if what != args.race: return
         run = turns(args, sides[args.side])
@@ -166,6 +182,7 @@ def race(args, what, unit, work, sides, flops=0, exact=False):
     names = [s for s in sides if not args.sides or s in args.sides.split(',')]
     if not names: raise ValueError(f'--sides={args.sides}: this race has {",".join(sides)}')
     cuda, workers, first, rounds, failed = args.device.startswith('cuda'), {}, {}, {s: [] for s in names}, {}
+    done = work if isinstance(work, dict) else dict.fromkeys(names, work)
     top = best = 0
     if flops and (cuda or args.dtype == 'float32'):
         best = matmul_peak(args.device, args.dtype, 8192 if cuda else 64 if args.here else 2048)
@@ -194,13 +211,15 @@ def race(args, what, unit, work, sides, flops=0, exact=False):
     for s in names:
         seconds, a, b = statistics.median(r['seconds'] for r in rounds[s]), first[names[0]]['value'], first[s]['value']
         notes[s] = dict(peak_gb=round(rounds[s][-1]['peak'], 3), first_step_s=round(first[s]['first'], 1))
-        if args.memory: notes[s]['tokens_per_second'] = round(work / seconds, 1)
-        if flops: notes[s]['tflops'] = flops / seconds / 1e12
-        if flops and top: notes[s]['mfu'] = round(flops / seconds / top, 4)
-        if best: notes[s]['of_matmul'] = round(flops / seconds / best, 3)
+        rate = done[s] / seconds
+        if args.memory: notes[s]['tokens_per_second'] = round(rate, 1)
+        if flops: notes[s]['tflops'] = flops * rate / 1e12
+        if flops and top: notes[s]['mfu'] = round(flops * rate / top, 4)
+        if best: notes[s]['of_matmul'] = round(flops * rate / best, 3)
+        if goal and 'H200' in environment(args.device)['hardware']: notes[s]['of_goal'] = round(rate / goal, 3)
         if 'attention' in first[s]: notes[s]['attention'] = first[s]['attention']
         if not abs(a - b) <= (0 if exact else 0.01 * abs(a)): notes[s]['DIFFERS'] = f'{b:.4f}, not {a:.4f}'
-    values = {s: [r['peak'] if args.memory else work / r['seconds'] for r in rounds[s]] for s in names}
+    values = {s: [r['peak'] if args.memory else done[s] / r['seconds'] for r in rounds[s]] for s in names}
     return report(args, what, 'GB at most' if args.memory else unit, values, notes, args.memory, failed)
 
 # ---------------------------------------------------------------------------------------------------- training steps
@@ -228,9 +247,14 @@ SIZES = {  # {family: {size: (rows on a CPU, on CUDA, what differs from the Conf
                 'base': (4, 64, dict())},
 }
 SIZES['lora'] = SIZES['sample'] = SIZES['gpt']
+GOALS = {  # tokens/s that we aim at on one H200 in bf16: about 0.6 of what its products reach
+    ('gpt', 'gpt2'): 600e3, ('gpt', 'gpt2-medium'): 200e3, ('gpt', 'gpt2-xl'): 54e3, ('bert', 'base'): 800e3,
+    ('t5', 'base'): 1050 * (512 + 114), ('electra', 'small'): 5e6,
+    ('decode', 'gpt2'): 5000, ('decode', 'gpt2-xl'): 1000}
 USUAL = {  # the sizes of a race without --size, the first one alone with --quick
     'cpu': dict(gpt='tiny,wide,small', bert='small,base', t5='small', electra='small', lora='small', sample='gpt2'),
-    'cuda': dict(gpt='gpt2,gpt2-medium', bert='base,base-512', t5='base', electra='small', lora='gpt2', sample='gpt2')}
+    'cuda': dict(gpt='gpt2,gpt2-medium,gpt2-xl', bert='base,base-512', t5='base', electra='small', lora='gpt2',
+             sample='gpt2,gpt2-xl')}
 
 def pick(args, family):
     "-> model file, Config, rows, name of the size"
@@ -305,6 +329,30 @@ def stepper(args, device, model, optimizer, inputs, compiled, loss_of):
     if device.type == 'cuda': step.attention = attention
     return step
 
+def our_step(args, family, file, config, rows, compiled=None, optimizer='adamw', kernel='', everywhere=False, **fields):
+    """-> a stepper with our model. compiled: as stepper has it, None as args say; kernel: the only one that attention
+    may take; everywhere: logits at all places, not at the masked ones alone; fields: what differs from the Config"""
+    import lora, numpy as np, torch, train
+    config, arrays = dataclasses.replace(config, **fields), random_batch(file, config, rows)
+    model, device = our_model(args, file, config)
+    if family == 'lora': lora.wrap(model, rank=8, alpha=16, match='qkv')
+    for k in KERNELS if kernel else (): getattr(torch.backends.cuda, f'enable_{k}_sdp')(k == kernel)
+    net = model
+    if everywhere:
+        ids, places, targets = (torch.from_numpy(a) for a in arrays)
+        arrays = [ids.numpy(), torch.full_like(ids, -1).scatter_(1, places, targets).numpy()]
+        class Everywhere(torch.nn.Module):
+            def __init__(self): super().__init__(); self.model = model
+            def forward(self, ids, targets):
+                logits = self.model.logits(ids).flatten(0, 1).float()
+                return torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-1),
+        net = Everywhere()
+    optimizers = train.make_optimizers(model, train.Config(learning_rate=1e-4, optimizer=optimizer))
+    both = SimpleNamespace(step=lambda: [o.step() for o in optimizers],
+                           zero_grad=lambda **kw: [o.zero_grad(**kw) for o in optimizers])
+    inputs = {str(i): a for i, a in enumerate(arrays)}
+    return stepper(args, device, net, both, inputs, args.compile if compiled is None else compiled, lambda out: out[0])
+
 def electra_pair(file, config):
     "the loop of Clark et al. 2020, section 3, as a user of transformers writes it"
     import torch
@@ -343,14 +391,7 @@ def bench_step(args, family):
             import peft
             return peft.get_peft_model(twin(file, config), peft.LoraConfig(
                 r=8, lora_alpha=16, target_modules=['c_attn'], lora_dropout=0.0, fan_in_fan_out=True))
-    def ours(saved=False, graphs=False):
-        import lora, train
-        model, device = our_model(args, file, dataclasses.replace(config, checkpoint_activations=saved))
-        if family == 'lora': lora.wrap(model, rank=8, alpha=16, match='qkv')
-        optimizer, = train.make_optimizers(model, train.Config(learning_rate=1e-4))
-        inputs = {str(i): a for i, a in enumerate(arrays)}
-        compiled = 'reduce-overhead' if graphs else args.compile
-        return stepper(args, device, model, optimizer, inputs, compiled, lambda out: out[0])
+    ours = functools.partial(our_step, args, family, file, config, rows)
     def other(compiled=False, tuned=True, saved=False):
         import train
         device = train.pick_device(args.device) if tuned else torch.device(args.device)
@@ -364,20 +405,66 @@ def bench_step(args, family):
         return stepper(args, device, model, optimizer, theirs, compiled, lambda out: out.loss)
     name, side = 'peft' if family == 'lora' else 'transformers', functools.partial
     sides = {'ours': ours, f'{name} tuned': other, f'{name} plain': side(other, tuned=False)}
-    if args.memory: sides = {'ours': ours, 'ours checkpointed': side(ours, saved=True), f'{name} tuned': other,
-                             f'{name} checkpointed': side(other, saved=True), f'{name} plain': side(other, tuned=False)}
+    if args.memory: sides = {'ours': ours, 'ours checkpointed': side(ours, checkpoint_activations=True),
+                             f'{name} tuned': other, f'{name} checkpointed': side(other, saved=True),
+                             f'{name} plain': side(other, tuned=False)}
     elif args.compile:
         sides[f'{name} compiled'] = side(other, compiled=True)
-        if args.device.startswith('cuda'): sides['ours with graphs'] = side(ours, graphs=True)
-    with torch.device('meta'): flops = file.Model(config).flops() * rows if family != 'lora' else 0     # frozen: fewer
+        if args.device.startswith('cuda'): sides['ours with graphs'] = side(ours, compiled='reduce-overhead')
     tokens, how = ids.size + targets.size * (family == 't5'), ' memory' if args.memory else ' step'
-    out = race(args, f'{family} {size}{how}, {shape}, {args.dtype}', 'tokens/s', tokens, sides, flops)
+    with torch.device('meta'): flops = file.Model(config).flops() * rows / tokens if family != 'lora' else 0     # fewer
+    out = race(args, f'{family} {size}{how}, {shape}, {args.dtype}', 'tokens/s', tokens, sides, flops,
+               goal=GOALS.get((family, args.size), 0))
     for B in sorted({1, rows}) if family == 't5' and not args.memory else ():
         bench_decode(args, 't5', file, config, size, ids[:B])
     return out
 
+KERNELS = 'cudnn', 'flash', 'mem_efficient', 'math'
+
+def variants(args, family, config, rows):
+    "what may be chosen: {name: (what our_step is told, rows)}"
+    cuda, fields = args.device.startswith('cuda'), {f.name for f in dataclasses.fields(config)}
+    sides = {'ours': {}, 'eager' if args.compile else 'compiled': dict(compiled=not args.compile)}
+    if args.compile and cuda:
+        sides |= {'CUDA graphs': dict(compiled='reduce-overhead'),
+                  'max-autotune': dict(compiled='max-autotune-no-cudagraphs')}
+    if args.dtype != 'float32':
+        sides['residual in bf16' if not config.residual_autocast else 'residual in fp32'] = dict(
+            residual_autocast=not config.residual_autocast)
+    sides |= {f'attention: {k}': dict(kernel=k) for k in (KERNELS if cuda else ('flash', 'math'))}
+    if 'loss_chunk' in fields: sides['loss in chunks'] = dict(loss_chunk=4096 if cuda else 256)
+    if family == 'bert': sides['logits everywhere'] = dict(everywhere=True)
+    sides |= {'vocabulary not padded' if config.vocab_multiple > 1 else 'vocabulary padded':
+              dict(vocab_multiple=1 if config.vocab_multiple > 1 else 128),
+              'activations computed twice': dict(checkpoint_activations=True), 'Muon': dict(optimizer='muon')}
+    sides = {name: (told, rows) for name, told in sides.items()}
+    return sides | {'half the rows': ({}, max(1, rows // 2)), 'twice the rows': ({}, 2 * rows)}
+
+def bench_tune(args):
+    """The record of what can be chosen: our step beside our step with one thing changed; under 1 x, the change pays.
+    First what to expect: a step whose products all run at the speed of a large one, then AdamW's traffic (weight,
+    gradient and two moments read, three of them written: 28 bytes a weight at the speed of a copy), nothing else."""
+    import torch
+    for family in (f for f in args.families.split(',') if f != 'lora'):
+        now = copy.copy(args)
+        now.families, now.size = family, args.size or usual(args, family)[0]
+        file, config, rows, size = pick(now, family)
+        ids, *_, targets = random_batch(file, config, 1)
+        T, sides = ids.size + targets.size * (family == 't5'), variants(now, family, config, rows)
+        with torch.device('meta'): model = file.Model(config)
+        N, flops, tokens = sum(p.numel() for p in model.parameters()), model.flops() / T, rows * T
+        if not args.side:
+            best = matmul_peak(args.device, args.dtype, 64 if args.here else 8192 if 'cuda' in args.device else 2048)
+            products, update = tokens * flops / best, 28 * N / bandwidth(args.device, 1 << (20 if args.here else 28))
+            print(f'{family} {size}: expected at most {tokens / (products + update):,.0f} tokens/s: {tokens:,} tokens '
+                  f'in {1e3 * products:,.1f} ms of products ({best / 1e12:.3g} TFLOP/s), {1e3 * update:,.1f} of AdamW')
+        steps = {name: functools.partial(our_step, now, family, file, config, n, **told)
+                 for name, (told, n) in sides.items()}
+        attempt(now, lambda now: race(now, f'tune {family} {size}, {rows} rows, {args.dtype}', 'tokens/s',
+                                      {name: n * T for name, (_, n) in sides.items()}, steps, flops))
+
 def bench_memory(args):
-    for family in ('gpt', 'bert', 't5', 'electra', 'lora'):
+    for family in args.families.split(','):
         now = copy.copy(args)
         now.what, now.memory, now.repeat, now.inner = family, True, 1, args.inner or 2
         now.size = args.size or usual(args, family)[0]
@@ -440,7 +527,8 @@ def bench_decode(args, family, file, config, size, ids, cached=True):
     sides = {'ours': ours, 'transformers': other}
     if args.compile and cached: sides['transformers compiled'] = functools.partial(other, cache_implementation='static')
     what = f'decode {family} {size}, batch {len(ids)}, {n} tokens, {args.dtype}' + ', without a cache' * (not cached)
-    race(args, what, 'tokens/s', len(ids) * n, sides, exact=args.dtype == 'float32')
+    race(args, what, 'tokens/s', len(ids) * n, sides, exact=args.dtype == 'float32',
+         goal=GOALS.get(('decode', args.size), 0) * (family == 'gpt' and cached and len(ids) == 1))
 
 def bench_sample(args):
     import numpy as np
@@ -777,8 +865,8 @@ def attempt(args, bench):
 def usual(args, name): return USUAL['cuda' if args.device.startswith('cuda') else 'cpu'][name].split(',')
 
 BENCHES = {**{f: functools.partial(bench_step, family=f) for f in ('gpt', 'bert', 't5', 'electra', 'lora')},
-           'sample': bench_sample, 'memory': bench_memory, 'parity': bench_parity, 'bpe': bench_bpe, 'data': bench_data,
-           'start': bench_start, 'speedrun': bench_speedrun, 'scaling': bench_scaling}
+           'sample': bench_sample, 'tune': bench_tune, 'memory': bench_memory, 'parity': bench_parity, 'bpe': bench_bpe,
+           'data': bench_data, 'start': bench_start, 'speedrun': bench_speedrun, 'scaling': bench_scaling}
 
 def main(argv):
     "-> a list of what failed"
@@ -799,6 +887,7 @@ def main(argv):
             ('set', '', 'more fields of the Config: n_layer=2,n_embd=64'), ('dropout', 0.0, 'of both sides'),
             ('repeat', 5, 'rounds'), ('inner', 0, 'steps timed together; 0: as many as take --turn seconds of ours'),
             ('turn', 1.0, 'seconds'), ('tokens', 64, 'to decode'), ('sides', '', 'only these: ours,transformers tuned'),
+            ('families', 'gpt,bert,t5,electra,lora', 'tune, memory: only these'),
             ('seeds', 5, 'speedrun: how many'), ('first_seed', 1337, 'speedrun'),
             ('results', 'results.md', 'speedrun: table to append to'), ('out', 'bench.jsonl', 'lines of JSON'),
             ('data', 'stdlib', 'start, scaling: what is trained on'), ('plot', 'scaling.svg', 'scaling: where to draw'),

@@ -55,6 +55,31 @@ def test_memory_and_parity(run):
     assert not failed and len(rows) == 4 and all(r['good'] for r in rows)
 
 
+def test_what_each_choice_gives(run, capsys):
+    chosen = 'ours', 'attention: math', 'logits everywhere', 'activations computed twice', 'Muon', 'half the rows'
+    try:
+        rows, failed = run('tune', '--size=tiny', '--rows=5', f'--sides={",".join(chosen)}')
+        assert not torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+    finally:
+        for kernel in bench.KERNELS: getattr(torch.backends.cuda, f'enable_{kernel}_sdp')(True)
+    assert not failed and [r['what'].split()[1] for r in rows] == ['gpt', 'bert', 't5', 'electra']
+    for row in rows:
+        family = row['what'].split()[1]
+        assert [*row['sides']] == [s for s in chosen if family == 'bert' or s != 'logits everywhere']
+        if family != 'electra': assert 'DIFFERS' not in str(row)
+    assert capsys.readouterr().out.count('expected at most') == 4
+
+
+def test_the_choices_of_a_gpu(args):
+    args.device, args.dtype, args.compile, rows = 'cuda', 'bfloat16', True, 6
+    for family, file in (('gpt', gpt), ('bert', bert), ('t5', t5), ('electra', electra)):
+        sides = bench.variants(args, family, file.Config(vocab_multiple=128), rows)
+        assert ('loss in chunks' in sides) == (family == 'gpt') and ('logits everywhere' in sides) == (family == 'bert')
+        assert {'eager', 'CUDA graphs', 'max-autotune', 'residual in bf16', 'attention: cudnn', 'attention: flash',
+                'attention: mem_efficient', 'attention: math', 'vocabulary not padded', 'Muon'} < {*sides}
+        assert [sides[n][1] for n in ('ours', 'half the rows', 'twice the rows')] == [6, 3, 12]
+
+
 def test_the_data_path_and_the_start(run, monkeypatch):
     rows, failed = run('data', '--size=tiny')
     assert not failed and len(rows) == 1 + len(t5.objectives) + 6 + 2
@@ -118,6 +143,24 @@ def test_a_side_that_fails_leaves_the_others(args, capsys):
     bench.attempt(args, lambda args: 1 / 0)
     assert args.failures == ['x : division by zero']
     assert json.loads(open(args.out).read().splitlines()[-1])['error'] == args.failures[0]
+
+
+def test_goals_and_parts_of_a_race(args, monkeypatch):
+    "sides may do different amounts of work; how near ours comes to a goal is said on the GPU that it was set for"
+    sides = dict(ours=lambda: lambda: 1.0, half=lambda: lambda: 1.0)
+    got = bench.race(args, 'toy', 'x/s', dict(ours=8e6, half=4e6), sides, goal=1e9)
+    assert not any('of_goal' in row for row in got.values())
+    monkeypatch.setattr(bench, 'environment', lambda device: dict(hardware='1 x NVIDIA H200'))
+    monkeypatch.setattr(bench, 'turns', lambda args, build: iter([dict(value=1.0, first=0.1)] + 3 * [dict(seconds=0.5, peak=1)]))
+    class Worker:
+        def __init__(self, args, *a): self.turns = bench.turns(args, None)
+        def answer(self, steps=None): return next(self.turns)
+        def close(self): pass
+    monkeypatch.setattr(bench, 'Side', Worker)
+    got = bench.race(args, 'toy', 'x/s', dict(ours=8e6, half=4e6), sides, flops=3e6, goal=1e9)
+    assert (got['ours']['median'], got['ours']['of_goal'], got['ours']['tflops']) == (16e6, 0.016, 48)
+    assert (got['half']['median'], got['half']['of_goal'], got['half']['ratio']) == (8e6, 0.008, [2, 2, 2])
+    for family, size in bench.GOALS: assert size in bench.SIZES['gpt' if family == 'decode' else family]
 
 
 def test_ratios(args):
