@@ -85,7 +85,8 @@ def test_lines(line, kept):
 @pytest.mark.parametrize('page, kept', [
     (PAGE, 1), (f'{A} {B} {C}', 1),                      # three sentences, on three lines or on one
     (f'{A}\n{B}', 0), (f'{A} {B}', 0), (f'{A}\n{B}\nIt ran.', 0), (f'{A}\n{B}\nIt ran. It hid away. Gone', 0), ('', 0),
-    (f'{A}\nDid "Whose is it?" mean the mouse?', 0), (f'{A}\n{B} "Whose is it?" "It is mine."', 1), (f'{A}\n{B} It costs 3.50 or so... but i.e. no more.', 1),
+    (f'{A}\nDid "Whose is it?" mean the mouse?', 0), (f'{A}\nIt said "Who is it?" And flew away.', 1), (f'{A}\n“Who is it?” It flew away.', 1),
+    (f'{A}\n{B} It costs 3.50 or so... but i.e. no more.', 1),
     (f'{A}\n{B}... or not at all.', 0), (f'{A}\n{B}   and so on.', 0),
     (f'{PAGE}\nLorem Ipsum dolor sit amet the owl.', 0), (f'lorem ipsum\n{PAGE}', 0), (f'{PAGE} The lorem of the ipsum.', 1),
     (f'{PAGE}\nif (owl) {{ return night', 0), (f'{PAGE}\n}}', 0), (f'{PAGE} An owl (bird) sat on [it] there.', 1)])
@@ -96,9 +97,10 @@ def test_pages(page, kept):
 def test_bad_words():
     path = put('list.txt', '\ufeffFizzle\n\n  two   bits \nc++\n')
     bad = c4.read_bad_words(path)
-    for word in ('fizzle', 'Fizzle', '"FIZZLE"', 'two bits', 'Two\nbits', 'c++'):
+    for word in ('fizzle', 'Fizzle', '"FIZZLE"', 'two bits', 'TWO  Bits', 'c++'):
         for p in (f'{PAGE}\nMenu {word} more', f'{word}\n{PAGE}', f'{PAGE}\n{word}', f'{PAGE} It said {word}.'):
             assert c4.clean(p) and c4.clean(p, bad) == '', p                 # anywhere on the page, not in its good lines alone
+    assert c4.clean(f'{PAGE}\ntwo\nbits', bad) == ''
     for word in ('fizzles', 'unfizzle', 'two more bits', 'c+', 'twobits'): assert c4.clean(f'{PAGE} {word}.', bad) == f'{PAGE} {word}.', word
     refused(lambda: c4.read_bad_words(put('none.txt', ' \n')), '--bad_words=none.txt', 'one a line')
 
@@ -117,6 +119,7 @@ def page(*ids, lines=3): return '\n'.join(' '.join(map(number, ids[i:i + lines])
     ([[1, 2, 3], [3, 2, 1]], [[1, 2, 3], [3, 2, 1]]),    # another order is another span
     ([[1, 2, 3, 9, 1, 2, 3, 8]], [[1, 2, 3, 9, 8]]), ([[1, 1, 1, 1, 1, 1]], [[1, 1, 1]]),  # inside a page
     ([[1, 2, 3], [4, 1, 2, 3, 5, 6], [4, 1, 2]], [[1, 2, 3], [4, 5, 6], [4, 1, 2]]),       # 4 1 2 has not been before: it went
+    ([[1, 2, 3], [4, 5, 1, 2, 3, 6, 5, 1, 2, 7]], [[1, 2, 3], [4, 5, 6, 5, 1, 2, 7]]),     # of 5 1 2 the first one lost 1 and 2
     ([[1, 2, 3], [1, 2, 3, 7, 8], [9, 3, 7, 8, 6, 5], [6, 5, 4]], [[1, 2, 3], [9, 3, 7, 8, 6, 5], [6, 5, 4]])])
 @pytest.mark.parametrize('lines', [1, 2, 99])
 def test_three_sentences(pages, kept, lines):
@@ -188,7 +191,7 @@ def test_the_vocabulary_of_t5():
     import sentencepiece
     out, words = io.BytesIO(), PAGE.split('\n')
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(words * 9), model_writer=out, vocab_size=60, model_type='unigram',
-                                             hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, num_threads=1)
+                                             hard_vocab_limit=False, seed_sentencepiece_size=2000, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, num_threads=1)
     with open('spiece.model', 'wb') as f: f.write(out.getvalue())
     files([[A, B]], [[C]])
     folder, pieces = c4.prepare('spiece.model', source='src'), sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())

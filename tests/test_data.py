@@ -183,7 +183,7 @@ def test_missing_and_unknown():
     refused(lambda: text.resolve('qqqq'), 'no data set', 'wikitext', kind=FileNotFoundError)
     refused(lambda: text.resolve('stdlib-verbs'), 'names, modules', '--data=stdlib-names')
     refused(lambda: text.resolve('shakespeare-x'), 'no tasks')
-    assert {'fineweb', 'openwebtext', 'shakespeare', 'stdlib', 'wikitext'} <= set(text.names()) and not {'text', 'rows', 'download'} & set(text.names())
+    assert {'c4', 'fineweb', 'openwebtext', 'shakespeare', 'stdlib', 'wikitext'} <= set(text.names()) and not {'text', 'rows', 'download'} & set(text.names())
 
 @pytest.fixture
 def made():

@@ -229,6 +229,8 @@ data.summarize --source={w}/columns.jsonl --input=text  | columns.jsonl line 1: 
 data.wikitext --task=3                                  | --task=3: expected 2 or 103
 data.fineweb --shards=200                               | --shards=200: expected 1 to 103
 data.fineweb --tokenizer=byte                           | the shards hold tokens of gpt2; leave it out
+data.c4 --shards=2000                                   | --shards=2000: expected 1 to 1024
+data.c4 --raw=true                                      | --raw=true: expected --source=FILE or FOLDER
 data.openwebtext --subsets=99                           | --subsets=99: expected 1 to 21
 data.shakespeare --source=nowhere                       | --source=nowhere: no input.txt .* get it from http.*, then python data/shakespeare.py --source=FOLDER
 """
