@@ -221,7 +221,7 @@ class Causal:
             P = len(a.P)
             at = torch.arange(P, device=ids.device)                        # rotary: right in front of the text
             at = at % self.config.block_size if self.config.positions == 'learned' else at - P
-            x, turn, mask = super().enter(ids.new_zeros(1, P), at, at, None)
+            x, turn, mask = super().enter(ids.new_zeros(1, P), at, at.clone(), None)           # not one row: no blocks
             x = self.drop(a.P[None].to(x.dtype))                           # (1, P, C)
             for layer in self.modules():
                 if isinstance(layer, Attention) and layer.adapter() is not None: layer.adapter().kept = None

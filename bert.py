@@ -188,13 +188,14 @@ presets = {
 presets['speedrun-crammed'] = presets['crammed'] | dict(residual_autocast=True)  # a day on one GPU (2212.14034)
 
 # what trains well: overrides of train.py's fields (and of Config's), for this file and for single presets
-recipe = dict(preset='small', weight_decay=0.01, beta1=0.9, beta2=0.98, eps=1e-6, grad_clip=1.0, lr_schedule='linear')
+recipe = dict(preset='small', vocab_multiple=128, weight_decay=0.01, beta1=0.9, beta2=0.98, eps=1e-6, grad_clip=1.0,
+              lr_schedule='linear')
 
 _bert = dict(learning_rate=1e-4, batch_size=256, max_iters=1000000, warmup_iters=10000, beta2=0.999)  # BERT, app. A.2
 _modern_recipe = dict(lr_schedule='wsd', batch_size=4608, warmup_iters=400, weight_decay=1e-5)  # ModernBERT, table 3
 recipes = {
     'small': dict(optimizer='muon', learning_rate=3e-3, muon_lr=0.02, batch_size=32, max_iters=400, warmup_iters=20,
-                  eval_interval=100, eval_iters=64, vocab_multiple=128),
+                  eval_interval=100, eval_iters=64),
     **{f'bert-{size}': _bert for size in ('tiny', 'mini', 'small', 'medium', 'base', 'large')},
     'roberta-base': dict(learning_rate=6e-4, batch_size=8192, max_iters=500000, warmup_iters=24000),  # RoBERTa, table 9
     'roberta-large': dict(learning_rate=4e-4, batch_size=8192, max_iters=500000, warmup_iters=30000),

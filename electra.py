@@ -171,11 +171,11 @@ presets = {
 }
 
 # what trains well: overrides of train.py's fields (and of Config's), for this file and for single presets
-recipe = dict(preset='electra-2cores', weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-6, grad_clip=1.0,
-              lr_schedule='linear', warmup_iters=10000)
+recipe = dict(preset='electra-2cores', vocab_multiple=128, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-6,
+              grad_clip=1.0, lr_schedule='linear', warmup_iters=10000)
 recipes = {
     'electra-2cores': dict(optimizer='muon', learning_rate=3e-3, muon_lr=0.02, batch_size=32, max_iters=700,
-                           warmup_iters=20, beta2=0.98, eval_interval=100, eval_iters=64, vocab_multiple=128),
+                           warmup_iters=20, beta2=0.98, eval_interval=100, eval_iters=64),
     'electra-small': dict(learning_rate=5e-4, batch_size=128, max_iters=1000000),
     'speedrun-electra-small': dict(learning_rate=5e-4, batch_size=128, max_iters=1000000, eval_interval=10000,
                                    eval_iters=2048, log_interval=100),
@@ -666,8 +666,8 @@ class Model(nn.Module):
         elif c.objective == 'all-tokens-mlm':
             # 3.4: p(x_t) = D [x_t is the input] + (1 - D) softmax(..)_t, where 1 - D = sigmoid(logit)
             original = ids.scatter(1, places, torch.where(chosen, targets, before))
-            told = F.logsigmoid(logit) - F.cross_entropy(self.mlm(x).float().transpose(1, 2), original,
-                                                         reduction='none')                     # (B, T)
+            nll = F.cross_entropy(self.mlm(x).flatten(0, 1).float(), original.flatten(), reduction='none')
+            told = F.logsigmoid(logit) - nll.view_as(logit)                # (B, T)
             loss_d = -torch.where(label, told, torch.logaddexp(told, F.logsigmoid(-logit))).sum() / n
         else:
             loss_d = (F.binary_cross_entropy_with_logits(logit, label.float(), reduction='none') * judged).sum() / n

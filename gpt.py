@@ -117,7 +117,7 @@ class Config:
 
 
 activations = {'gelu_tanh': lambda x: F.gelu(x, approximate='tanh'), 'gelu': F.gelu, 'relu': F.relu,
-               'relu2': lambda x: F.relu(x).square(), 'silu': F.silu}
+               'relu2': lambda x: (y := F.relu(x)) * y, 'silu': F.silu}  # square() is fp32 under CUDA's autocast
 
 # ---------------------------------------------------------------------------------------------------------------------
 # presets: what differs from GPT-2 124M
@@ -178,7 +178,7 @@ recipes = {
                                 warmup_iters=250, lr_schedule='wsd', eval_interval=125, eval_iters=10240),
     'speedrun-gpt2': dict(optimizer='muon', learning_rate=3e-3, min_lr=0.0, muon_lr=0.02, batch_size=512,
                           micro_batch_size=32, max_iters=5100, warmup_iters=250, lr_schedule='wsd', eval_interval=125,
-                          eval_iters=10240),
+                          eval_iters=10240, weight_decay=0.01),      # Muon's rate is larger: so is each decay
     'gpt1': dict(learning_rate=2.5e-4, min_lr=0.0, batch_size=64, warmup_iters=2000, weight_decay=0.01, beta2=0.999),
     'gpt2': dict(learning_rate=6e-4, min_lr=6e-5, batch_size=480, max_iters=600000, warmup_iters=2000),
     **{f'gpt3-{size}': dict(learning_rate=rate, min_lr=rate / 10, batch_size=rows, warmup_iters=700)  # table 2.1

@@ -880,7 +880,7 @@ def run(config):
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f'{path} has {model.config.vocab_size} token ids, the vocabulary {tokenizer.name} {tokenizer.vocab_size}: it is not the one of this model')
     use = choose(config, path, model, file_of(model)).run
-    half = use in (complete, converse, write) and device.type == 'cuda' and torch.cuda.is_bf16_supported()
+    half = use in (complete, converse, write) and device.type == 'cuda' and train.native_bf16()
     return use(model.to(device, dtypes.get(config.dtype) or (torch.bfloat16 if half else torch.float32)).eval(), tokenizer, config)
 
 

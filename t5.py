@@ -570,7 +570,7 @@ class Model(nn.Module):
         if not (self.config.checkpoint_activations and self.training): return block(*inputs)
         return checkpoint(block, *inputs, use_reentrant=False)
 
-    def enter(self, x):
+    def begin(self, x):
         """What the first block gets: x (B, T, C) with dropout, in bf16 under residual_autocast."""
         if self.config.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -578,7 +578,7 @@ class Model(nn.Module):
 
     def encode(self, source, real=None):
         """source: ids (B, S) or their vectors (B, S, C), real: bool (B, 1, 1, S) -> (B, S, C)"""
-        x, S = self.enter(self.tokens(source) if source.ndim == 2 else source), source.size(1)
+        x, S = self.begin(self.tokens(source) if source.ndim == 2 else source), source.size(1)
         bias = self.bias(self.encoder_bias, S, S, True, real)
         for block in self.decoder if self.config.shared else self.encoder: x = self.run(block, x, bias)
         return self.drop(self.encoder_norm(x))
@@ -596,7 +596,7 @@ class Model(nn.Module):
         if self.config.architecture == 'prefix': past = past | ((i < S) & (i < S)[:, None])
         see = past if see is None else past & see | (i == i[:, None])      # a query of padding sees itself: no NaN
         bias = self.bias(self.decoder_bias, len(i), len(i), self.config.architecture == 'prefix', see)
-        return self.enter(self.tokens(ids)), bias, real
+        return self.begin(self.tokens(ids)), bias, real
 
     def hidden(self, source, target_in, mask=None):
         """-> what the head reads, (B, T, C)"""
@@ -604,7 +604,7 @@ class Model(nn.Module):
         if self.config.two:
             S, T = source.size(1), target_in.size(1)
             both = self.tokens(torch.cat((source, target_in), dim=1))      # one look-up, so one gradient of the table
-            memory, x, bias = (self.encode(both[:, :S], real), self.enter(both[:, S:]),
+            memory, x, bias = (self.encode(both[:, :S], real), self.begin(both[:, S:]),
                                self.bias(self.decoder_bias, T, T, False, causal=True))
             for block in self.decoder: x = self.run(block, x, bias, memory, real)
         else:

@@ -353,8 +353,8 @@ class Adam(torch.optim.AdamW):
         for g in self.param_groups:
             p = g['params'][0].detach()
             if self.rms_scale: g['lr'] = whole(p.square().mean().sqrt(), p.device).clamp(min=1e-3) * g['lr']
-            if not self.bias_correction:
-                t = 1 + int(self.state.get(g['params'][0], {}).get('step', 0))
+            if not self.bias_correction:                 # counted here: a GPU's count would have to be waited for
+                t = g['t'] = 1 + (g['t'] if 't' in g else int(self.state.get(g['params'][0], {}).get('step', 0)))
                 one, two = 1 - g['betas'][0] ** t, (1 - g['betas'][1] ** t) ** 0.5
                 g['lr'], g['eps'] = g['lr'] * one / two, g['eps'] / two
                 g['weight_decay'] = g['weight_decay'] * two / one
@@ -736,12 +736,17 @@ def wide_products():
         matmul.fp32_precision = 'bf16'
         if ((a @ a).double() - a.double() @ a.double()).abs().max() > 1e-3: matmul.fp32_precision = 'ieee'
 
+def native_bf16():                                   # older GPUs emulate it, slowly: float16 is what they have
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
 def pick_attention(device, config):
-    """A CPU's fused attention kernel takes two to five times as long as plain products for rows of up to 256 tokens, and
-    half as long again for the short blocks that windows cut rows into, where all layers have one"""
+    """A CPU's fused attention kernel takes two to five times as long as plain products for rows of up to 256 tokens,
+    and half as long again for the blocks that windows cut rows into, where all layers have one. cuDNN's, a Hopper's
+    default, can make NaN of gradients under a mask (pytorch issue 196678): it gets rows without one alone."""
     length, window = getattr(config, 'block_size', 1024), getattr(config, 'window', 0)
     if window and not hasattr(config, 'global_every'): length = min(length, window)
     torch.backends.cuda.enable_flash_sdp(device.type != 'cpu' or length > 256)             # the CPU's kernel too
+    torch.backends.cuda.enable_cudnn_sdp(getattr(config, 'kind', 'text') == 'text' and not window)
 
 def pick_device(name):
     local = int(os.environ.get('LOCAL_RANK', 0))
@@ -967,6 +972,7 @@ TRUTH = dict(labelled='label', choice='label', tagged='tags', qa='answers', pair
 
 class Evaluation:
     "a fixed set of validation rows, the same for every batch size and number of ranks, shared out in micro-batches"
+    graphs = False                                   # CUDA graphs: what the last call returned is no longer needed
     def __init__(self, feed, micro, limit, tokenizer, meta, rank, world):
         self.feed, self.micro, self.world, self.tokenizer, self.predictions = feed, micro, world, tokenizer, []
         self.metric, self.labels = meta.get('metric', ''), meta.get('labels')
@@ -1004,6 +1010,7 @@ class Evaluation:
             chunk = self.mine[i] if own else self.chunks[0]
             arrays = self.feed.send(self.feed.arrays(chunk))
             with autocast():
+                if self.graphs: torch.compiler.cudagraph_mark_step_begin()
                 loss, stats = (net if len(chunk) == self.micro else model)(*arrays, totals=self.totals)
                 examples = [items[j] for j in chunk] if items else []
                 for m in shards: m.set_reshard_after_forward(False, recurse=False); m.unshard()
@@ -1105,7 +1112,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     values = {n: v if n in named or fill.get(n) is None else fill[n] for n, v in values.items()}
     mconfig = file.Config(**values)
     dtype = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32).get(config.dtype) or (
-        torch.float32 if device.type != 'cuda' else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+        torch.float32 if device.type != 'cuda' else torch.bfloat16 if native_bf16() else torch.float16)
     if dtype == torch.float16 and (device.type != 'cuda' or config.shard):
         raise ValueError('--dtype=float16 needs CUDA and no --shard: use bfloat16 or float32')
     autocast = lambda: torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
@@ -1208,7 +1215,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         scores = ', '.join(f'{readable(k)} {v:.4f}' for k, v in floor.items())
         log.say(f'always {meta["labels"][common]!r}, the commonest class of the training data: {scores}')
     pick_attention(device, mconfig)
-    with torch.no_grad(), autocast(): kernel = attention_backend(lambda: model(*[t[:1] for t in first]))
+    with autocast(): kernel = attention_backend(lambda: model(*[t[:1] for t in first]))    # with gradients: some refuse
     log.say(f'attention kernel: {kernel}')
 
     # ---- shards or DDP, compile, optimizers
@@ -1220,7 +1227,9 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         fully_shard(model, mesh=mesh)
     how = config.compile
     compiled, graphs = how != 'false' and (how != 'auto' or device.type == 'cuda'), '-' in how
-    fast = torch.compile(model, mode=how if graphs else None) if compiled else model
+    moving = meta['kind'] != 'text'                  # shapes: examples are padded to the longest of a batch
+    Evaluation.graphs = graphs
+    fast = torch.compile(model, mode=how if graphs else None, dynamic=True if moving else None) if compiled else model
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     stage = getattr(model, 'before_step', lambda step: False)
     def distribute():                                # what hangs on the set of parameters that train
@@ -1239,10 +1248,16 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         log.live('compiling ...')
         t0 = time.time()
         try:
-            with autocast(): (net(*first, totals=evaluation.totals)[0] * 0).backward()
-            with torch.no_grad(), autocast(): model.eval(); fast(*first, totals=evaluation.totals); model.train()
+            for _ in range(3 if graphs else 1):          # CUDA graphs: one call warms up, the next one records
+                if graphs: torch.compiler.cudagraph_mark_step_begin()
+                with autocast(): (net(*first, totals=evaluation.totals)[0] * 0).backward()
+            model.eval()
+            for _ in range(3 if graphs else 1):
+                if graphs: torch.compiler.cudagraph_mark_step_begin()
+                with torch.no_grad(), autocast(): fast(*first, totals=evaluation.totals)
+            model.train()
         except Exception as e:
-            if how != 'auto' or not compiled or world > 1: raise
+            if how != 'auto' or not compiled or world > 1 or out_of_memory(e): raise
             log.say(f'torch.compile failed, going on without it (slower): {type(e).__name__}: {first_line(e)[:150]}')
             net = fast = model
         for p in model.parameters(): p.grad = None
@@ -1273,7 +1288,9 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         wants, n = torch.tensor([*counts, *asked, 0 < config.time_limit <= seconds], dtype=torch.float64), len(counts)
         if world > 1: dist.all_reduce(wants)         # on the host: the device does not wait
         asked = [s for s, ranks in zip(SIGNALS, wants[n:]) if ranks] or [0]
-        return [feed.send(m) for m in micros], wants[:n].float().to(device), asked[0], wants[-1] > 0
+        totals = wants[:n].float()
+        if device.type == 'cuda': totals = totals.pin_memory()       # else the copy waits for the step at hand
+        return [feed.send(m) for m in micros], totals.to(device, non_blocking=True), asked[0], wants[-1] > 0
     def check():
         "stop before a bad state is saved or evaluated"
         if world > 1: dist.all_reduce(first_bad, dist.ReduceOp.MAX)       # the loss is each rank's own

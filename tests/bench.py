@@ -105,7 +105,7 @@ def turns(args, build):
     with contextlib.suppress(AttributeError): answer['attention'] = step.attention()
     with contextlib.suppress(OSError):                   # memory that imports and compilation took does not count
         open('/proc/self/clear_refs', 'w').write('5')
-    if cuda: torch.cuda.reset_peak_memory_stats(args.device)
+    if cuda: torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats(args.device)     # what is left is for others
     while True:
         steps = yield answer
         if cuda: step()                                  # untimed: takes back the memory that the last turn gave up
@@ -325,7 +325,7 @@ def stepper(args, device, model, optimizer, inputs, compiled, loss_of):
         loss.backward(); optimizer.step(); optimizer.zero_grad(set_to_none=not mode)
         return loss.detach()
     def attention():
-        with torch.no_grad(), cast(): return train.attention_backend(lambda: call(model))
+        with cast(): return train.attention_backend(lambda: call(model))
     if device.type == 'cuda': step.attention = attention
     return step
 

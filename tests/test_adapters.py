@@ -175,8 +175,8 @@ def test_virtual_tokens_train_switch_and_save(family, how, tmp_path):
     assert again.state_dict().keys() == given.keys() and type(again) is type(build(family))
 
 
-@pytest.mark.parametrize('family, kw', [('gpt2', {}), ('llama', {}), ('llama', dict(qk_norm=True, window=4)), ('gpt2', dict(positions='alibi', window=5)), ('bert', {}),
-                                        ('electra', {}), ('modernbert', dict(window=4)), ('t5', {})])
+@pytest.mark.parametrize('family, kw', [('gpt2', {}), ('llama', {}), ('llama', dict(qk_norm=True, window=6)), ('gpt2', dict(positions='alibi', window=5)), ('bert', {}),
+                                        ('electra', {}), ('modernbert', dict(window=6)), ('t5', {})])
 def test_prefix_is_more_keys(family, kw):
     """softmax(q [P; K]^T) [P_v; V] in float64, from the q, k, v and mask that the base computes in each layer."""
     model, calls = build(family, n_layer=1, **kw).double(), []
@@ -463,3 +463,23 @@ def test_wrong_flags(bases, tmp_path):
     train.main([*flags, '--adapter=prefix', '--max_iters=1'])
     with pytest.raises(ValueError, match='an adapter .prefix. that no'): train.main([f'--init_from={tmp_path / "out"}', *flags[1:-1], f'--out_dir={tmp_path / "b"}'])
     assert sorted(os.listdir(tmp_path)) == ['out']
+
+
+@pytest.mark.parametrize('kind', ['prefix', 'prompt'])
+@pytest.mark.parametrize('P, window', [(4, 5), (20, 5), (20, 40)])
+def test_virtual_tokens_and_windows(kind, P, window, monkeypatch):
+    "a window cuts long rows into blocks: what stands in front of the text is seen from each of them"
+    torch.manual_seed(0)
+    c = gpt.Config(vocab_size=99, block_size=37, n_layer=3, n_head=4, n_kv_head=2, n_embd=24, window=window, positions='rotary')
+    model, ids, at = gpt.Model(c).double(), torch.randint(0, 99, (3, 37)), torch.arange(37)
+    getattr(adapters, kind)(model, P)
+    model.double()
+    fast, masks = model.logits(ids), []
+    real = gpt.Model.enter
+    def enter(self, ids, positions, keys, prefix):
+        x, turn, mask = real(self, ids, positions, keys, prefix)
+        if len(positions) < 37: return x, turn, mask
+        return x, turn, masks.append(mask) or gpt.attention_mask(c, at, at)
+    monkeypatch.setattr(gpt.Model, 'enter', enter)
+    assert (model.logits(ids) - fast).abs().max() < 1e-12
+    assert [m if m is None else m.shape[-2:] for m in masks] == [None if window > 37 else (window, 2 * window)]

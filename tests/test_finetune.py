@@ -352,3 +352,23 @@ def test_a_run_folder_serves_as_a_vocabulary(pretrained, sums, tmp_path):
     assert bpe.load(pretrained).dumps() == state(pretrained)['tokenizer']
     folder = text.prepare(sums['two'], tokenizer=pretrained, out=str(tmp_path / 'data'))
     tune(pretrained, folder, str(tmp_path / 'out'), '--max_iters=1')
+
+
+def test_nothing_is_compiled_on_the_clock(pretrained, tmp_path, monkeypatch):
+    "rows of many lengths: a graph for training and one for evaluation, both made before the first step"
+    data, real, seen = tmp_path / 'lengths.jsonl', torch.compile, []
+    with open(data, 'w') as f:
+        for i in range(120): f.write(json.dumps(dict(text=f'one {i} ' + 'two ' * (i % 9) * (i % 3 == 0), label='ab'[i % 2])) + '\n')
+    def graph(module, inputs):
+        seen.append(len(inputs))
+        return module.forward
+    monkeypatch.setattr(torch, 'compile', lambda f, mode, dynamic: real(f, backend=graph, dynamic=dynamic))
+    enough, fetched = [], train.Feed.send
+    def send(self, arrays):
+        enough.append((len(seen), *arrays[0].shape))
+        return fetched(self, arrays)
+    monkeypatch.setattr(train.Feed, 'send', send)
+    torch._dynamo.reset()
+    tune(pretrained, str(data), str(tmp_path / 'out'), '--compile=true', '--batch_size=3', '--max_iters=6', '--eval_interval=3')
+    torch._dynamo.reset()
+    assert len(seen) == 2 and enough[-1][0] == 2 and len({e[2] for e in enough}) > 1, enough
