@@ -253,8 +253,7 @@ GOALS = {  # tokens/s that we aim at on one H200 in bf16: about 0.6 of what its 
     ('decode', 'gpt2'): 5000, ('decode', 'gpt2-xl'): 1000}
 USUAL = {  # the sizes of a race without --size, the first one alone with --quick
     'cpu': dict(gpt='tiny,wide,small', bert='small,base', t5='small', electra='small', lora='small', sample='gpt2'),
-    'cuda': dict(gpt='gpt2,gpt2-medium,gpt2-xl', bert='base,base-512', t5='base', electra='small', lora='gpt2',
-             sample='gpt2,gpt2-xl')}
+    'cuda': dict(gpt='gpt2,gpt2-medium', bert='base,base-512', t5='base', electra='small', lora='gpt2', sample='gpt2')}
 
 def pick(args, family):
     "-> model file, Config, rows, name of the size"
@@ -431,7 +430,8 @@ def variants(args, family, config, rows):
     if args.dtype != 'float32':
         sides['residual in bf16' if not config.residual_autocast else 'residual in fp32'] = dict(
             residual_autocast=not config.residual_autocast)
-    sides |= {f'attention: {k}': dict(kernel=k) for k in (KERNELS if cuda else ('flash', 'math'))}
+    kernels = KERNELS[2 * (family == 't5'):] if cuda else ('flash', 'math')    # of T5's bias some have no gradient
+    sides |= {f'attention: {k}': dict(kernel=k) for k in kernels}
     if 'loss_chunk' in fields: sides['loss in chunks'] = dict(loss_chunk=4096 if cuda else 256)
     if family == 'bert': sides['logits everywhere'] = dict(everywhere=True)
     sides |= {'vocabulary not padded' if config.vocab_multiple > 1 else 'vocabulary padded':
@@ -865,8 +865,8 @@ def attempt(args, bench):
 def usual(args, name): return USUAL['cuda' if args.device.startswith('cuda') else 'cpu'][name].split(',')
 
 BENCHES = {**{f: functools.partial(bench_step, family=f) for f in ('gpt', 'bert', 't5', 'electra', 'lora')},
-           'sample': bench_sample, 'tune': bench_tune, 'memory': bench_memory, 'parity': bench_parity, 'bpe': bench_bpe,
-           'data': bench_data, 'start': bench_start, 'speedrun': bench_speedrun, 'scaling': bench_scaling}
+           'sample': bench_sample, 'parity': bench_parity, 'memory': bench_memory, 'start': bench_start, 'data': bench_data,
+           'bpe': bench_bpe, 'tune': bench_tune, 'speedrun': bench_speedrun, 'scaling': bench_scaling}
 
 def main(argv):
     "-> a list of what failed"
@@ -887,6 +887,7 @@ def main(argv):
             ('set', '', 'more fields of the Config: n_layer=2,n_embd=64'), ('dropout', 0.0, 'of both sides'),
             ('repeat', 5, 'rounds'), ('inner', 0, 'steps timed together; 0: as many as take --turn seconds of ours'),
             ('turn', 1.0, 'seconds'), ('tokens', 64, 'to decode'), ('sides', '', 'only these: ours,transformers tuned'),
+            ('budget', 0.0, 'all: seconds after which no further part begins; 0: no limit'),
             ('families', 'gpt,bert,t5,electra,lora', 'tune, memory: only these'),
             ('seeds', 5, 'speedrun: how many'), ('first_seed', 1337, 'speedrun'),
             ('results', 'results.md', 'speedrun: table to append to'), ('out', 'bench.jsonl', 'lines of JSON'),
@@ -905,13 +906,17 @@ def main(argv):
     args.compile = cuda if args.compile is None else args.compile
     if args.quick: args.repeat, args.together = min(args.repeat, 3), True
     if args.side: BENCHES[args.what](args)
+    skipped = []
     for name in [n for n in BENCHES if n not in ('speedrun', 'scaling')] if args.what == 'all' else [args.what]:
         sizes = args.size.split(',')
         if name in SIZES and not args.size: sizes = usual(args, name)[:1 if args.quick else None]
         for size in () if args.side else sizes:
-            now = copy.copy(args)
-            now.what, now.size = name, size
-            attempt(now, BENCHES[name])
+            if 0 < args.budget < time.perf_counter() - BEGAN: skipped.append(f'{name} {size}'.strip())
+            else:
+                now = copy.copy(args)
+                now.what, now.size = name, size
+                attempt(now, BENCHES[name])
+    if skipped: print(f'--budget={args.budget:g} seconds are over; not measured: {", ".join(skipped)}')
     return args.failures
 
 if __name__ == '__main__':

@@ -75,8 +75,9 @@ def test_the_choices_of_a_gpu(args):
     for family, file in (('gpt', gpt), ('bert', bert), ('t5', t5), ('electra', electra)):
         sides = bench.variants(args, family, file.Config(vocab_multiple=128), rows)
         assert ('loss in chunks' in sides) == (family == 'gpt') and ('logits everywhere' in sides) == (family == 'bert')
-        assert {'eager', 'CUDA graphs', 'max-autotune', 'residual in bf16', 'attention: cudnn', 'attention: flash',
-                'attention: mem_efficient', 'attention: math', 'vocabulary not padded', 'Muon'} < {*sides}
+        assert {'eager', 'CUDA graphs', 'max-autotune', 'residual in bf16', 'attention: mem_efficient', 'attention: math',
+                'vocabulary not padded', 'Muon'} < {*sides}
+        assert ('attention: cudnn' in sides) == ('attention: flash' in sides) == (family != 't5')
         assert [sides[n][1] for n in ('ours', 'half the rows', 'twice the rows')] == [6, 3, 12]
 
 
@@ -89,6 +90,16 @@ def test_the_data_path_and_the_start(run, monkeypatch):
     assert not failed and [r['unit'] for r in rows] == ['s', 's']
     commands = [c for c in commands if c[0] == sys.executable]
     assert len(commands) == 6 and commands[0][2:] == ['--help'] and '--data=here' in commands[-1]
+
+
+def test_a_budget(run, monkeypatch, capsys):
+    "parts that would begin too late are named"
+    monkeypatch.setattr(bench, 'BEGAN', bench.time.perf_counter())
+    def part(seconds): return lambda args: bench.time.sleep(seconds) or bench.write(args, dict(what='part'))
+    monkeypatch.setattr(bench, 'BENCHES', dict(parity=part(0.3), start=part(0), data=part(0)))
+    rows, failed = run('all', '--budget=0.2')
+    assert len(rows) == 1 and not failed and 'not measured: start, data' in capsys.readouterr().out
+    assert len(run('all', '--budget=0')[0]) == 3
 
 
 def test_bpe(run):
