@@ -106,6 +106,7 @@ class Config:
                 raise ValueError(f'{name}={getattr(self, name)}: expected a share from 0 to 1')
         if self.mask_share + self.random_share > 1:
             raise ValueError(f'mask_share + random_share = {self.mask_share + self.random_share}: expected at most 1')
+        if self.window < 0: raise ValueError(f'window={self.window}: expected a number of tokens, or 0 for all')
         if self.block_size < 8: raise ValueError(f'block_size={self.block_size}: expected 8 or more')
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')

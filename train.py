@@ -1356,7 +1356,11 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                     lines = ''.join(json.dumps(p) + '\n' for p in evaluation.predictions).encode()
                     with contextlib.suppress(OSError):     # a full disk must not end the run
                         write_atomic(os.path.join(config.out_dir, 'predictions.jsonl'), lambda f: f.write(lines))
-            done = done or row['val_loss'] <= config.target_val_loss or 0 < config.patience <= worse
+            if row['val_loss'] <= config.target_val_loss:
+                log.say(f'reached --target_val_loss={config.target_val_loss:g} at step {step}: {row["val_loss"]:.4f} '
+                        f'after {seconds:.2f} s of training')
+                done = True
+            done = done or 0 < config.patience <= worse
             keep = keep or done and saved_at != step
             log.curve(f'{file.__name__} {config.preset}')
         # ---- save

@@ -28,8 +28,8 @@ speedrun trains the command once a seed, whole: --target_val_loss is kept from t
 first lucky evaluation is always under it. It reports the last validation loss, a one-sided t-test of its mean against
 the target, and the first evaluation at which all seeds together pass (p < 0.01), and appends a row to --results.
 """
-import argparse, contextlib, copy, dataclasses, functools, gc, importlib, io, itertools, json, math, os, platform, re
-import resource, shlex, statistics, subprocess, sys, tempfile, time, traceback
+import argparse, contextlib, copy, dataclasses, functools, gc, hashlib, importlib, io, itertools, json, math, os
+import platform, re, resource, shlex, shutil, statistics, subprocess, sys, tempfile, time, traceback
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -51,8 +51,10 @@ def environment(device):
     if device.startswith('cuda'):
         import torch
         hardware = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}, {hardware}'
-    git = subprocess.run(['git', '-C', ROOT, 'describe', '--always', '--dirty'], capture_output=True, text=True)
-    return dict(hardware=hardware, python=platform.python_version(), git=git.stdout.strip() or 'none',
+    git = lambda *words: subprocess.run(['git', '-C', ROOT, *words], capture_output=True, text=True)
+    at = git('describe', '--always').stdout.strip() or 'none'
+    changed = at != 'none' and git('diff', '--quiet', 'HEAD', '--', '.', ':!results.md').returncode    # our own table
+    return dict(hardware=hardware, python=platform.python_version(), git=at + '-dirty' * bool(changed),
                 **{n: version(n) for n in ('torch', 'numpy', 'transformers', 'tokenizers', 'tiktoken', 'peft')})
 
 def write(args, row):
@@ -136,7 +138,8 @@ class Side:
             if line.startswith('{'): return json.loads(line)
         self.errors.seek(0)
         said = [line.strip() for line in self.errors.read().splitlines() if line.strip()] or ['it said nothing']
-        raise RuntimeError(f'{said[-1][:300]} (exit status {self.process.wait()})')
+        what = ': pip install -r requirements-dev.txt' * ('No module named' in said[-1])
+        raise RuntimeError(f'{said[-1][:300]}{what} (exit status {self.process.wait()})')
     def close(self):
         if not self.process: return
         with contextlib.suppress(OSError): self.process.stdin.close()
@@ -180,7 +183,7 @@ def race(args, what, unit, work, sides, flops=0, exact=False, goal=0):
         for line in sys.stdin: print(json.dumps(run.send(int(line))), flush=True)
         return
     names = [s for s in sides if not args.sides or s in args.sides.split(',')]
-    if not names: raise ValueError(f'--sides={args.sides}: this race has {",".join(sides)}')
+    if not names: raise ValueError(f'--sides={args.sides}: expected some of --sides="{",".join(sides)}"')
     cuda, workers, first, rounds, failed = args.device.startswith('cuda'), {}, {}, {s: [] for s in names}, {}
     done = work if isinstance(work, dict) else dict.fromkeys(names, work)
     top = best = 0
@@ -266,8 +269,9 @@ def pick(args, family):
     fields = fields | {n: args.dropout for n in kinds if n.endswith('dropout')}
     if cuda: fields['vocab_multiple'] = 128              # rows of padding, which the loss does not see
     for pair in filter(None, args.set.split(',')):
-        name, _, value = pair.partition('=')
-        if name not in kinds: raise ValueError(f'--set={pair}: {file.__name__}.py has {", ".join(kinds)}')
+        name, eq, value = pair.partition('=')
+        if not eq or name not in kinds:
+            raise ValueError(f'--set={pair}: expected FIELD=VALUE of {file.__name__}.py{train.nearest(name, kinds)}')
         fields[name] = train.value_of(name, kinds[name], value)
     return file, file.Config(**fields), args.rows or rows[cuda], args.size + f' {args.set}' * bool(args.set)
 
@@ -299,6 +303,7 @@ def twin(file, config, to_hf='to_hf'):
     global BEGAN
     import torch, train, transformers
     began = time.perf_counter()
+    transformers.utils.logging.disable_progress_bar(), transformers.logging.set_verbosity_error()
     torch.manual_seed(1)
     model = file.Model(config)
     with tempfile.TemporaryDirectory() as tmp:
@@ -643,10 +648,14 @@ def train_run(launch, flags):
         with open(f'{tmp}/run/metrics.jsonl') as f: return [json.loads(line) for line in f]
 
 def split_command(words):
-    "[python or torchrun ..., train.py,] flags -> what starts train.py, its flags"
+    "[python or torchrun ..., train.py,] flags -> what starts train.py, its flags as {name: text or None}"
+    import train
     at = next((i for i, word in enumerate(words) if os.path.basename(word) == 'train.py'), -1)
-    launch = words[:max(at, 0)] or [sys.executable]
-    return [sys.executable if w in ('python', 'python3') else w for w in launch], words[at + 1:]
+    if not words or at < 0 and not words[0].startswith('--'):
+        raise ValueError(f'the command {shlex.join(words)!r}: expected bench.py speedrun -- python train.py FLAGS')
+    launch = [sys.executable if w in ('python', 'python3') else w for w in words[:max(at, 0)]] or [sys.executable]
+    if not shutil.which(launch[0]): raise ValueError(f'the command {shlex.join(words)!r}: there is no {launch[0]}')
+    return launch, train.split_flags(words[at + 1:])
 
 def p_under(losses, target):
     "one-sided t-test: how likely is a mean this low, if the true one is the target?"
@@ -654,14 +663,21 @@ def p_under(losses, target):
     return float(stats.ttest_1samp(losses, target, alternative='less').pvalue) if len(losses) > 1 else math.nan
 
 def bench_speedrun(args):
-    flags, target, seeds, runs = [], math.nan, range(args.first_seed, args.first_seed + args.seeds), []
-    launch, given = split_command(args.rest)
-    if not given: raise ValueError('speedrun needs a command: speedrun -- python train.py --preset=speedrun-cpu ...')
-    for flag in given:
-        if flag.startswith('--target_val_loss='): target = float(flag.split('=')[1])
-        elif not flag.startswith(('--seed=', '--out_dir=')): flags.append(flag)
-        else: raise ValueError(f'{flag}: speedrun sets it; --seeds=N and --first_seed=N stand before the --')
+    import train
+    seeds, runs, (launch, given) = range(args.first_seed, args.first_seed + args.seeds), [], split_command(args.rest)
+    for name in {'seed', 'out_dir'} & {*given}:
+        raise ValueError(f'--{name}: speedrun sets it; --seeds=N and --first_seed=N stand before the --')
+    target = train.value_of('target_val_loss', float, given.pop('target_val_loss', 'nan'))
+    flags, model = ([f'--{k}' if v is None else f'--{k}={v}' for k, v in given.items()], given.get('model') or 'gpt')
+    if given.get('eval_iters') not in (None, '0'):
+        print(f'--eval_iters={given["eval_iters"]}: the validation set is no longer the one that the preset has')
+    if claim := target == target and args.seeds > 1:     # all that a row needs, before a machine is busy for hours
+        try: p_under([1.0, 2.0], 1.0)
+        except ImportError: raise ValueError('the t-test needs scipy: pip install -r requirements-dev.txt') from None
+        os.makedirs(os.path.dirname(os.path.abspath(args.results)), exist_ok=True)
+        open(args.results, 'a').close()
     for seed in seeds:
+        if not sys.stdout.isatty(): print(f'seed {seed}: training', flush=True)
         rows = train_run(launch, [*flags, f'--seed={seed}'])
         runs.append({r['step']: r for r in rows if 'val_loss' in r})
         last, mfu = runs[-1][max(runs[-1])], [r['mfu'] for r in rows if 'mfu' in r]
@@ -674,8 +690,9 @@ def bench_speedrun(args):
         write(args, dict(what='speedrun, one seed', seed=seed, evaluations=[*runs[-1].values()]))
     column = lambda name, step=None: [r[max(r) if step is None else step].get(name, 0) for r in runs]
     mean, losses = lambda *a: statistics.mean(column(*a)), column('val_loss')
-    sd, p = statistics.stdev(losses) if len(losses) > 1 else math.nan, p_under(losses, target)
-    good = [s for s in sorted(set.intersection(*map(set, runs))) if p_under(column('val_loss', s), target) < 0.01]
+    sd, p = statistics.stdev(losses) if len(losses) > 1 else math.nan, p_under(losses, target) if claim else math.nan
+    good = [s for s in sorted(set.intersection(*map(set, runs)))
+            if claim and p_under(column('val_loss', s), target) < 0.01]
     passed = f'{good[0]} steps, {mean("train_seconds", good[0]):.1f} s' if good else '-'
     env = environment(args.device)
     cells = {'date': time.strftime('%F'), 'command': f'`{shlex.join(args.rest)}`', 'seeds': len(runs),
@@ -684,12 +701,16 @@ def bench_speedrun(args):
              'seconds': f'{mean("train_seconds"):.1f}', 'tokens/s': number(mean('tokens_per_second')),
              'mfu': f'{mean("mfu"):.1%}' if mean('mfu') else '-', 'machine': env['hardware'],
              'versions': f'Python {env["python"]}, torch {env["torch"]}', 'git': env['git']}
+    for folder in (ROOT, os.getcwd()):                   # of a fork git knows nothing
+        with contextlib.suppress(OSError), open(os.path.join(folder, model + '.py'), 'rb') as f:
+            cells['git'] = f'{env["git"]}, {model}.py {hashlib.sha256(f.read()).hexdigest()[:8]}'
     print('\n'.join(f'{k:>14s}  {v}' for k, v in cells.items()))
-    new = not os.path.exists(args.results)
+    write(args, dict(cells, what='speedrun', losses=losses, p=p if claim else None))
+    if not claim: return print('no row: a claim needs --target_val_loss=X behind the -- and --seeds=2 or more')
     with open(args.results, 'a', encoding='utf-8') as f:
-        if new: f.write(f'| {" | ".join(cells)} |\n|{" --- |" * len(cells)}\n')
+        if not f.tell(): f.write(f'| {" | ".join(cells)} |\n|{" --- |" * len(cells)}\n')
         f.write(f'| {" | ".join(str(v).replace("|", "/") for v in cells.values())} |\n')
-    write(args, dict(cells, what='speedrun', losses=losses, p=p))
+    print(f'a row more in {args.results}')
 
 # ---------------------------------------------------------------------------------------------------- scaling
 
@@ -789,13 +810,16 @@ def scaling_grid(args, kind, whole):
         attempt(now, run)
     return rows
 
+CPU_RUN = dict(activation='relu2', learning_rate=3e-3, muon_lr=0.03, momentum=0.95)        # for widths of 32 to 128
+
 def scaling_ranks(args, kind, whole):
     "speed of the same global batch on 1, 2, .. ranks; on a CPU they share its cores"
     import torch
     most = torch.cuda.device_count() if kind == 'cuda' else 2
     flags = dict(model='gpt', preset='gpt2' if kind == 'cuda' else 'speedrun-cpu', data=args.data, device=args.device,
                  batch_size=256 if kind == 'cuda' else 32, max_iters=40 if whole else 16, log_interval=4,
-                 eval_interval=1000, eval_iters=2, **(bytes_of(args) if kind != 'cuda' else {}))
+                 eval_interval=1000, eval_iters=2)
+    if kind != 'cuda': flags |= dict(CPU_RUN, n_layer=4, n_head=4, n_embd=128, **bytes_of(args))
     rows = []
     def run(n):
         torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}'] if n > 1 else []
@@ -822,7 +846,7 @@ def bench_scaling(args):
     ranks = [] if args.here else scaling_ranks(args, kind, whole)
     for C, D in itertools.product(widths, budgets):
         steps = max(2, round(D / 2048))                  # 16 rows of 128 tokens
-        flags = dict(model='gpt', preset='speedrun-cpu', n_layer=max(2, C // 32), n_head=max(1, C // 32), n_embd=C,
+        flags = dict(CPU_RUN, model='gpt', preset='speedrun-cpu', n_layer=max(2, C // 32), n_head=max(1, C // 32), n_embd=C,
                      data=args.data, device=args.device, max_iters=steps, eval_interval=steps, log_interval=steps,
                      eval_iters=256 if whole else 64, warmup_iters=min(10, steps // 4), **bytes_of(args))
         with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()):
@@ -865,8 +889,28 @@ def attempt(args, bench):
 def usual(args, name): return USUAL['cuda' if args.device.startswith('cuda') else 'cpu'][name].split(',')
 
 BENCHES = {**{f: functools.partial(bench_step, family=f) for f in ('gpt', 'bert', 't5', 'electra', 'lora')},
-           'sample': bench_sample, 'parity': bench_parity, 'memory': bench_memory, 'start': bench_start, 'data': bench_data,
-           'bpe': bench_bpe, 'tune': bench_tune, 'speedrun': bench_speedrun, 'scaling': bench_scaling}
+           'sample': bench_sample, 'parity': bench_parity, 'memory': bench_memory, 'start': bench_start,
+           'data': bench_data, 'bpe': bench_bpe, 'tune': bench_tune,
+           'speedrun': bench_speedrun, 'scaling': bench_scaling}
+
+def check(args):
+    "raises ValueError with the first wrong flag, before anything is measured"
+    least = dict(repeat=1, tokens=1, seeds=1, rows=0, inner=0, budget=0, turn=0.001)
+    for name, low in least.items():
+        value = getattr(args, name)
+        if not low <= value < math.inf: raise ValueError(f'--{name}={value}: expected {low} or more')
+    if args.dtype not in ('', 'bf16', 'bfloat16', 'float32'):
+        raise ValueError(f'--dtype={args.dtype}: expected bf16 or float32')
+    families = [f for f in SIZES if f != 'sample']
+    if not {*args.families.split(',')} <= {*families}:
+        raise ValueError(f'--families={args.families}: expected some of {",".join(families)}')
+    have = SIZES.get(args.what, {})
+    if args.what in ('memory', 'tune', 'all'): have = {size for sizes in SIZES.values() for size in sizes}
+    for size in filter(None, args.size.split(',') if have else []):
+        if size not in have: raise ValueError(f'--size={size}: {args.what} has {", ".join(have)}')
+    if args.side: return
+    try: open(args.out, 'a').close()
+    except OSError as e: raise ValueError(f'--out={args.out}: {e.strerror}') from None
 
 def main(argv):
     "-> a list of what failed"
@@ -896,7 +940,10 @@ def main(argv):
             ('budgets', '', 'scaling: tokens seen, of the fit, such as 2.5e5,5e5,1e6'),
             ('race', '', argparse.SUPPRESS), ('side', '', argparse.SUPPRESS)):
         parser.add_argument('--' + name, default=default, type=type(default), help=text.replace('%', '%%'))
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    behind = '; the command stands behind a --' * (args.what == 'speedrun')
+    if unknown: parser.error(f'unknown: {shlex.join(unknown)}{behind}')
+    check(args)
     args.argv, args.rest, args.failures = argv + ['--'] * bool(rest) + rest, rest, []
     if args.what == 'speedrun' and '--device=cpu' not in rest:             # what the rows say about the machine
         import torch
@@ -908,7 +955,7 @@ def main(argv):
     if args.side: BENCHES[args.what](args)
     skipped = []
     for name in [n for n in BENCHES if n not in ('speedrun', 'scaling')] if args.what == 'all' else [args.what]:
-        sizes = args.size.split(',')
+        sizes = [s for s in args.size.split(',') if s] or ['']
         if name in SIZES and not args.size: sizes = usual(args, name)[:1 if args.quick else None]
         for size in () if args.side else sizes:
             if 0 < args.budget < time.perf_counter() - BEGAN: skipped.append(f'{name} {size}'.strip())
@@ -921,5 +968,8 @@ def main(argv):
 
 if __name__ == '__main__':
     try: failures = main(sys.argv[1:])
-    except (ValueError, RuntimeError) as e: sys.exit(f'error: {e}')
-    sys.exit(f'{len(failures)} failed: {"; ".join(failures)}' if failures else 0)
+    except (ValueError, RuntimeError, OSError) as e: sys.exit(f'error: {e}')
+    except KeyboardInterrupt:
+        print('\nstopped', file=sys.stderr)
+        os._exit(130)
+    sys.exit(f'{len(failures)} failed: {"; ".join(f.partition(": ")[0] for f in failures)}' if failures else 0)

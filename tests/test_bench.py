@@ -182,9 +182,17 @@ def test_ratios(args):
 
 
 def test_flags(capsys):
-    wrong = ('--size=huge', 'gpt has tiny'), ('--set=n_layers=2', 'n_layers=2'), ('--set=n_layer=x', 'a whole number')
+    wrong = ('--set=n_layers=2', 'did you mean n_layer'), ('--set=n_layer=x', 'a whole number'), ('--set=n_layer', 'FIELD=VALUE')
     for flag, said in wrong:
         assert said in bench.main(['gpt', '--size=tiny', flag, '--here', '--out=/dev/null'])[0]
+    for flag, said in (('--size=huge', 'gpt has tiny'), ('--rows=-1', 'expected 0 or more'), ('--repeat=0', '1 or more'),
+                       ('--dtype=fp16', 'bf16 or float32'), ('--families=gtp', 'expected some of gpt,bert'),
+                       ('--inner=-1', '0 or more'), ('--turn=nan', 'or more'), ('--out=/nowhere/x', 'No such file')):
+        with pytest.raises(ValueError, match=said): bench.main(['gpt', '--size=tiny', '--here', '--out=/dev/null', flag])
+    for words in (['speedrun', 'python', 'train.py'], ['gpt', '--sise=tiny']):
+        with pytest.raises(SystemExit): bench.main(words)
+        said = capsys.readouterr().err
+        assert 'unknown: ' in said and ('behind a --' in said) == (words[0] == 'speedrun')
     with pytest.raises(SystemExit): bench.main(['--help'])
     help = capsys.readouterr().out
     assert all(name in help for name in bench.BENCHES)
@@ -211,9 +219,12 @@ def test_p_value():
 
 def test_commands():
     split, python = bench.split_command, sys.executable
-    assert split(['--preset=a']) == ([python], ['--preset=a'])
-    assert split(['python', 'train.py', '--preset=a']) == ([python], ['--preset=a'])
-    assert split('torchrun --standalone ../x/train.py --shard'.split()) == (['torchrun', '--standalone'], ['--shard'])
+    assert split(['--preset=a']) == ([python], {'preset': 'a'})
+    assert split(['python', 'train.py', '--preset', 'a']) == ([python], {'preset': 'a'})
+    assert split('env A=b ../x/train.py --shard'.split()) == (['env', 'A=b'], {'shard': None})
+    for words in ('pyhton train.py', 'python trian.py --preset=a', 'ls'):
+        with pytest.raises(ValueError, match='there is no pyhton' if 'pyh' in words else 'expected bench.py speedrun -- '):
+            split(words.split())
 
 
 def test_speedrun(tmp_path, monkeypatch, capsys):
@@ -227,7 +238,8 @@ def test_speedrun(tmp_path, monkeypatch, capsys):
     table, out = tmp_path / 'results.md', tmp_path / 'rows.jsonl'
     command = ['speedrun', '--seeds=3', '--first_seed=1', f'--results={table}', f'--out={out}']
     command += '-- python train.py --model=gpt'.split()
-    for _ in range(2): assert not bench.main([*command, '--device=cpu', '--target_val_loss=2.51'])
+    for flag in ('--target_val_loss=2.51', '--target_val_loss 2.51'):
+        assert not bench.main([*command, '--device=cpu', *flag.split()])
     lines = table.read_text().splitlines()
     assert len(lines) == 4 and lines[0].startswith('| date') and '--target_val_loss=2.51' in lines[2]
     assert '| 2.0020 ± 0.0010 |' in lines[2] and '| 50 steps, 5.0 s |' in lines[2] and '40.0%' in lines[2]
@@ -235,7 +247,15 @@ def test_speedrun(tmp_path, monkeypatch, capsys):
     assert len(rows) == 8 and rows[3]['losses'] == pytest.approx([2.001, 2.002, 2.003]) and rows[3]['p'] < 1e-4
     assert 'at or under 2.51: 50 steps, 5.0 s' in capsys.readouterr().out
     with pytest.raises(ValueError, match='--seeds=N'): bench.main([*command, '--seed=5', '--device=cpu'])
-    with pytest.raises(ValueError, match='needs a command'): bench.main(['speedrun'])
+    with pytest.raises(ValueError, match='expected bench.py speedrun -- '): bench.main(['speedrun', f'--out={out}'])
+    with pytest.raises(ValueError, match='target_val_loss=x: expected a number'): bench.main([*command, '--target_val_loss=x'])
+    capsys.readouterr()
+    for less in (command[:1] + ['--seeds=1'] + command[2:] + ['--target_val_loss=3'], command):           # no claim: no row
+        bench.main(less)
+        assert 'a claim needs' in capsys.readouterr().out and len(table.read_text().splitlines()) == 4
+    assert json.loads(out.read_text().splitlines()[-1])['p'] is None and 'gpt.py' in lines[2]
+    monkeypatch.setitem(sys.modules, 'scipy', None)
+    with pytest.raises(ValueError, match='pip install -r requirements-dev.txt'): bench.main([*command, '--target_val_loss=3'])
 
 
 def test_a_real_run(prepared):

@@ -89,6 +89,7 @@ train --model=json                                      | --model=json: no file 
 train --model=train                                     | train.py does not define .*: see the protocol
 train --n_head=5                                        | n_embd=24 is not a multiple of n_head=5
 train --n_embd=0                                        | n_embd=0: expected 1 or more
+train --window=-3                                       | window=-3: expected a number of tokens
 train --n_layer=1000000000                              | more than 30,000 tensors: lower --n_layer
 train --n_embd=2000000                                  | G parameters take .* GB, this machine has .*: lower --n_embd
 train --n_embd=1000000000000000000                      | a model of these sizes: .*
