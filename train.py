@@ -1244,11 +1244,15 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if saved and not new_stage: restore(optimizers, model, saved['optimizer'], config.out_dir)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trained < n_params: log.say(f'{trained:,} of {n_params:,} weights are trained ({trained / n_params:.2%})')
+    def own_gradients():                             # CUDA graphs reuse the memory of what they return: gradients are
+        for p in model.parameters() if graphs else ():                                     # added to tensors of our own
+            if p.requires_grad and p.grad is None: p.grad = torch.zeros_like(p)
     if compiled or device.type == 'cuda':            # off the clock; it changes no state
         log.live('compiling ...')
         t0 = time.time()
         try:
             for _ in range(3 if graphs else 1):          # CUDA graphs: one call warms up, the next one records
+                own_gradients()
                 if graphs: torch.compiler.cudagraph_mark_step_begin()
                 with autocast(): (net(*first, totals=evaluation.totals)[0] * 0).backward()
             model.eval()
@@ -1372,8 +1376,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             (net, optimizers), best, worse, recent = distribute(), -math.inf, 0, []
         for group in (g for opt in optimizers for g in opt.param_groups):
             group['lr'] = group['peak'] * lr_at(step, config) * (step >= group['start'])
-        for p in model.parameters() if graphs else ():   # CUDA graphs reuse the memory of what they return: gradients
-            if p.requires_grad and p.grad is None: p.grad = torch.zeros_like(p)          # are added to our own tensors
+        own_gradients()
         for i, arrays in enumerate(micros):
             torch.manual_seed(int(keyed(config.seed, 3, step, rank, i)[0] >> np.uint64(1)))    # dropout and sampling
             last = i == len(micros) - 1

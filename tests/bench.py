@@ -10,7 +10,7 @@
     python tests/bench.py data              # the data path alone: windows, masks, spans
     python tests/bench.py start             # train.py --help, and its first step
     python tests/bench.py all --device=cuda # all of these; a row that fails says so and leaves the others
-    python tests/bench.py scaling           # against T, B, L, ranks; a Chinchilla fit: about 8 minutes (--quick: one)
+    python tests/bench.py scaling           # against T, B, L, ranks; a Chinchilla fit: about 5 minutes (--quick: one)
     python tests/bench.py speedrun --seeds=5 -- python train.py --preset=speedrun-cpu --data=shakespeare \\
         --target_val_loss=1.88
 
@@ -559,12 +559,12 @@ TRAIN = {'ours': 'import bpe; tok = bpe.train(texts, {n}, special=["<|endoftext|
                        'tok.pre_tokenizer = level(add_prefix_space=False); tok.train_from_iterator(texts, '
                        'k.trainers.BpeTrainer(vocab_size={n}, special_tokens=["<|endoftext|>"], '
                        'initial_alphabet=level.alphabet(), show_progress=False))'}
-CHILD = '''import json, resource, sys, time
+CHILD = '''import json, resource, sys, time; sys.path.insert(0, 'tests'); import bench
 texts = json.load(open(sys.argv[1]))
 import regex, numpy, tiktoken
 t = time.perf_counter(); {body}
 t = time.perf_counter() - t
-print(t, max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024)'''
+print(t, max(bench.peak('cpu') * 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))'''
 
 def clocked(f, *args, **kw):
     began = time.perf_counter()
