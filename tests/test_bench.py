@@ -55,11 +55,14 @@ def test_memory_and_parity(run):
     assert not failed and len(rows) == 4 and all(r['good'] for r in rows)
 
 
-def test_what_each_choice_gives(run, capsys):
+def test_what_each_choice_gives(run, capsys, monkeypatch):
+    everywhere, real = [], bert.Model.logits
+    monkeypatch.setattr(bert.Model, 'logits', lambda self, ids: everywhere.append(ids.shape) or real(self, ids))
     chosen = 'ours', 'attention: math', 'logits everywhere', 'activations computed twice', 'Muon', 'half the rows'
     try:
         rows, failed = run('tune', '--size=tiny', '--rows=5', f'--sides={",".join(chosen)}')
-        assert not torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+        assert len(everywhere) == 4 and {*everywhere} == {(5, 32)}
     finally:
         for kernel in bench.KERNELS: getattr(torch.backends.cuda, f'enable_{kernel}_sdp')(True)
     assert not failed and [r['what'].split()[1] for r in rows] == ['gpt', 'bert', 't5', 'electra']

@@ -455,9 +455,10 @@ def test_an_earlier_run_is_moved_aside(tiny, capsys):
     assert out + '-1' in capsys.readouterr().out
 
 
-def test_target_loss_and_time_limit_stop(tiny):
+def test_target_loss_and_time_limit_stop(tiny, capsys):
     r, out = tiny('--max_iters=500', '--eval_interval=5', '--learning_rate=1e-2', '--target_val_loss=2.8', out='a')
     assert r['steps'] < 500 and r['val_loss'] <= 2.8 and torch.load(out + '/ckpt.pt', weights_only=True)['step'] == r['steps']
+    assert f'reached --target_val_loss=2.8 at step {r["steps"]}: {r["val_loss"]:.4f} after ' in capsys.readouterr().out
     r, out = tiny('--max_iters=100000', '--eval_interval=100000', '--time_limit=0.5', out='b')
     assert 0.5 <= r['train_seconds'] < 5 and 'val_loss' in r
 
@@ -814,4 +815,8 @@ def test_plain_attention_for_short_rows_on_a_cpu():
                 ('cuda', gpt, dict(block_size=64), True)):
             train.pick_attention(torch.device(kind), file.Config(**fields))
             assert torch.backends.cuda.flash_sdp_enabled() == fused, fields
-    finally: torch.backends.cuda.enable_flash_sdp(True)
+        for file, fields, plain in ((gpt, {}, True), (gpt, dict(kind='instruct'), False), (gpt, dict(window=9), False),
+                                    (bert, dict(kind='labelled'), False), (bert, {}, True)):
+            train.pick_attention(torch.device('cuda'), file.Config(**fields))                  # cuDNN's: without masks alone
+            assert torch.backends.cuda.cudnn_sdp_enabled() == plain, fields
+    finally: torch.backends.cuda.enable_flash_sdp(True), torch.backends.cuda.enable_cudnn_sdp(True)
