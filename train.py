@@ -972,7 +972,6 @@ TRUTH = dict(labelled='label', choice='label', tagged='tags', qa='answers', pair
 
 class Evaluation:
     "a fixed set of validation rows, the same for every batch size and number of ranks, shared out in micro-batches"
-    graphs = False                                   # CUDA graphs: what the last call returned is no longer needed
     def __init__(self, feed, micro, limit, tokenizer, meta, rank, world):
         self.feed, self.micro, self.world, self.tokenizer, self.predictions = feed, micro, world, tokenizer, []
         self.metric, self.labels = meta.get('metric', ''), meta.get('labels')
@@ -1010,7 +1009,6 @@ class Evaluation:
             chunk = self.mine[i] if own else self.chunks[0]
             arrays = self.feed.send(self.feed.arrays(chunk))
             with autocast():
-                if self.graphs: torch.compiler.cudagraph_mark_step_begin()
                 loss, stats = (net if len(chunk) == self.micro else model)(*arrays, totals=self.totals)
                 examples = [items[j] for j in chunk] if items else []
                 for m in shards: m.set_reshard_after_forward(False, recurse=False); m.unshard()
@@ -1228,7 +1226,6 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     how = config.compile
     compiled, graphs = how != 'false' and (how != 'auto' or device.type == 'cuda'), '-' in how
     moving = meta['kind'] != 'text'                  # shapes: examples are padded to the longest of a batch
-    Evaluation.graphs = graphs
     fast = torch.compile(model, mode=how if graphs else None, dynamic=True if moving else None) if compiled else model
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     stage = getattr(model, 'before_step', lambda step: False)
@@ -1244,21 +1241,22 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if saved and not new_stage: restore(optimizers, model, saved['optimizer'], config.out_dir)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trained < n_params: log.say(f'{trained:,} of {n_params:,} weights are trained ({trained / n_params:.2%})')
-    def own_gradients():                             # CUDA graphs reuse the memory of what they return: gradients are
-        for p in model.parameters() if graphs else ():                                     # added to tensors of our own
+    # CUDA graphs reuse the memory of what they return: from here on the last call's is no longer needed
+    new_call = torch.compiler.cudagraph_mark_step_begin if graphs else lambda: None
+    fast_eval = lambda *arrays, **kw: (new_call(), fast(*arrays, **kw))[1]
+    def own_gradients():                             # and gradients are added to tensors of our own
+        for p in model.parameters() if graphs else ():
             if p.requires_grad and p.grad is None: p.grad = torch.zeros_like(p)
     if compiled or device.type == 'cuda':            # off the clock; it changes no state
         log.live('compiling ...')
         t0 = time.time()
         try:
             for _ in range(3 if graphs else 1):          # CUDA graphs: one call warms up, the next one records
-                own_gradients()
-                if graphs: torch.compiler.cudagraph_mark_step_begin()
+                own_gradients(), new_call()
                 with autocast(): (net(*first, totals=evaluation.totals)[0] * 0).backward()
             model.eval()
             for _ in range(3 if graphs else 1):
-                if graphs: torch.compiler.cudagraph_mark_step_begin()
-                with torch.no_grad(), autocast(): fast(*first, totals=evaluation.totals)
+                with torch.no_grad(), autocast(): fast_eval(*first, totals=evaluation.totals)
             model.train()
         except Exception as e:
             if how != 'auto' or not compiled or world > 1 or out_of_memory(e): raise
@@ -1347,7 +1345,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             sums, mark, recent = None, (step, seconds, skipped), recent[-49:] + [mean]
         # ---- evaluate
         if look:
-            row, evaluated = evaluation(fast, model, autocast), step
+            row, evaluated = evaluation(fast_eval, model, autocast), step
             log.metrics(dict(step=step, tokens=tokens, train_seconds=round(seconds, 3), **row))
             scores = ', '.join(f'{readable(k)} {v:.4f}' for k, v in row.items() if k != 'val_ppl')
             log.say(f'step {step}: {scores}, after {span(seconds)} of training')
@@ -1382,7 +1380,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
             last = i == len(micros) - 1
             if config.shard: model.set_requires_gradient_sync(last)
             with contextlib.nullcontext() if last or net is fast else net.no_sync():
-                if graphs: torch.compiler.cudagraph_mark_step_begin()
+                new_call()
                 with autocast(): loss, stats = net(*arrays, totals=totals)
                 scaler.scale(loss * world).backward()          # DDP and FSDP average over the ranks
             parts = torch.stack([loss.detach().float(), *(stats[k].float() for k in sorted(stats))])

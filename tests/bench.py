@@ -146,9 +146,10 @@ class Side:
         self.process.wait()
 
 @functools.cache
-def matmul_peak(device, dtype, n):
-    "flops a second of a product of two (n, n) matrices, the best of five"
+def matmul_peak(device, dtype, small):
+    "flops a second of a product of two large matrices, the best of five"
     import torch, train
+    n = 64 if small else 8192 if device.startswith('cuda') else 2048
     a, best = torch.randn(n, n, device=train.pick_device(device), dtype=getattr(torch, dtype)), math.inf
     for _ in range(5):
         began = time.perf_counter()
@@ -188,7 +189,7 @@ def race(args, what, unit, work, sides, flops=0, exact=False, goal=0):
     done = work if isinstance(work, dict) else dict.fromkeys(names, work)
     top = best = 0
     if flops and (cuda or args.dtype == 'float32'):
-        best = matmul_peak(args.device, args.dtype, 8192 if cuda else 64 if args.here else 2048)
+        best = matmul_peak(args.device, args.dtype, args.here)
     def ask(side, steps=None):
         if side in failed: return None
         try: return workers[side].answer(steps)
@@ -333,23 +334,29 @@ def stepper(args, device, model, optimizer, inputs, compiled, loss_of):
     if device.type == 'cuda': step.attention = attention
     return step
 
+def spread_labels(ids, places, targets):
+    "targets at K places of each row -> (B, T) as transformers has them, -100 elsewhere"
+    import numpy as np
+    labels = np.full_like(ids, -100)
+    np.put_along_axis(labels, places, np.where(targets < 0, -100, targets), 1)
+    return labels
+
 def our_step(args, family, file, config, rows, compiled=None, optimizer='adamw', kernel='', everywhere=False, **fields):
     """-> a stepper with our model. compiled: as stepper has it, None as args say; kernel: the only one that attention
     may take; everywhere: logits at all places, not at the masked ones alone; fields: what differs from the Config"""
-    import lora, numpy as np, torch, train
+    import lora, torch, train
     config, arrays = dataclasses.replace(config, **fields), random_batch(file, config, rows)
     model, device = our_model(args, file, config)
     if family == 'lora': lora.wrap(model, rank=8, alpha=16, match='qkv')
     for k in KERNELS if kernel else (): getattr(torch.backends.cuda, f'enable_{k}_sdp')(k == kernel)
     net = model
     if everywhere:
-        ids, places, targets = (torch.from_numpy(a) for a in arrays)
-        arrays = [ids.numpy(), torch.full_like(ids, -1).scatter_(1, places, targets).numpy()]
+        arrays = [arrays[0], spread_labels(*arrays)]
         class Everywhere(torch.nn.Module):
             def __init__(self): super().__init__(); self.model = model
             def forward(self, ids, targets):
                 logits = self.model.logits(ids).flatten(0, 1).float()
-                return torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-1),
+                return torch.nn.functional.cross_entropy(logits, targets.flatten()),           # -100: no loss
         net = Everywhere()
     optimizers = train.make_optimizers(model, train.Config(learning_rate=1e-4, optimizer=optimizer))
     both = SimpleNamespace(step=lambda: [o.step() for o in optimizers],
@@ -382,8 +389,7 @@ def bench_step(args, family):
     ids, targets = arrays[0], arrays[-1]
     theirs, peer, shape = dict(input_ids=ids, labels=ids), lambda: twin(file, config), f'{rows} x {ids.shape[1]}'
     if family in ('bert', 'electra'):                    # arrays[1]: places (B, K), or with random numbers (B, 2, K)
-        places, theirs['labels'] = arrays[1] if family == 'bert' else arrays[1][:, 0], np.full_like(ids, -100)
-        np.put_along_axis(theirs['labels'], places, np.where(targets < 0, -100, targets), 1)
+        theirs['labels'] = spread_labels(ids, arrays[1] if family == 'bert' else arrays[1][:, 0], targets)
     if family == 'electra':                              # the text as it was before it was masked
         theirs['whole'] = np.where(theirs['labels'] < 0, ids, theirs['labels'])
         peer = lambda: electra_pair(file, config)
@@ -459,7 +465,7 @@ def bench_tune(args):
         with torch.device('meta'): model = file.Model(config)
         N, flops, tokens = sum(p.numel() for p in model.parameters()), model.flops() / T, rows * T
         if not args.side:
-            best = matmul_peak(args.device, args.dtype, 64 if args.here else 8192 if 'cuda' in args.device else 2048)
+            best = matmul_peak(args.device, args.dtype, args.here)
             products, update = tokens * flops / best, 28 * N / bandwidth(args.device, 1 << (20 if args.here else 28))
             print(f'{family} {size}: expected at most {tokens / (products + update):,.0f} tokens/s: {tokens:,} tokens '
                   f'in {1e3 * products:,.1f} ms of products ({best / 1e12:.3g} TFLOP/s), {1e3 * update:,.1f} of AdamW')
@@ -846,8 +852,9 @@ def bench_scaling(args):
     ranks = [] if args.here else scaling_ranks(args, kind, whole)
     for C, D in itertools.product(widths, budgets):
         steps = max(2, round(D / 2048))                  # 16 rows of 128 tokens
-        flags = dict(CPU_RUN, model='gpt', preset='speedrun-cpu', n_layer=max(2, C // 32), n_head=max(1, C // 32), n_embd=C,
-                     data=args.data, device=args.device, max_iters=steps, eval_interval=steps, log_interval=steps,
+        flags = dict(CPU_RUN, model='gpt', preset='speedrun-cpu', n_embd=C, n_layer=max(2, C // 32),
+                     n_head=max(1, C // 32), data=args.data, device=args.device, max_iters=steps,
+                     eval_interval=steps, log_interval=steps,
                      eval_iters=256 if whole else 64, warmup_iters=min(10, steps // 4), **bytes_of(args))
         with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()):
             last = train.main([*(f'--{k}={v}' for k, v in flags.items()), f'--out_dir={tmp}/run'])

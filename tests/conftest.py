@@ -23,6 +23,35 @@ def pytest_collection_modifyitems(config, items):
         if 'slow' in item.keywords: item.add_marker(pytest.mark.skip(reason='takes a minute or more: run with --slow'))
 
 
+def stream(model, block, *arrays):
+    "-> the loss, and the dtypes that blocks of this class hand on"
+    import torch
+    seen = set()
+    hooks = [m.register_forward_hook(lambda m, args, out: seen.add(out.dtype)) for m in model.modules() if isinstance(m, block)]
+    torch.manual_seed(1)
+    loss = model(*arrays)[0].item()
+    for hook in hooks: hook.remove()
+    return loss, seen
+
+
+@pytest.fixture
+def residual_streams():
+    """Runs a model with and without residual_autocast, in fp32 and under autocast; the stream is bf16 where it is asked
+    for, and the losses are near each other."""
+    import torch
+    def check(build, block, arrays, near):
+        losses = []
+        for on in (False, True):
+            model = build(on)
+            loss, seen = stream(model, block, *arrays)
+            assert seen == {torch.float32}                                 # without autocast nothing changes
+            with torch.autocast('cpu', torch.bfloat16): other, seen = stream(model, block, *arrays)
+            assert seen == {torch.bfloat16 if on else torch.float32}
+            losses += [loss, other]
+        assert losses[0] == losses[2] and abs(losses[3] / losses[0] - 1) < near and losses[3] != losses[1]
+    return check
+
+
 @pytest.fixture(scope='session')
 def corpus(tmp_path_factory):
     """A text file of about 60 kB with some structure to learn: sums in words, seeded."""

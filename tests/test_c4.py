@@ -2,15 +2,14 @@
 
 Oracle: what section 2.2 of the paper says about each page, written down here; for the spans that repeat also a search by
 brute force; for the bytes gzip and json."""
-import gzip, http.server, io, json, os, random, subprocess, sys, threading
+import http.server, io, json, os, random, subprocess, sys, threading
 
-import numpy as np
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-import bpe
 from data import c4, text
+from test_data import put, read
 
 A, B, C = 'The old owl sat in its tree.', 'Does it see the field below?', 'A mouse ran for its life!'
 PAGE = f'{A}\n{B}\n{C}'
@@ -22,12 +21,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def put(path, content):
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    with (gzip.open if path.endswith('.gz') else open)(path, 'wb') as f: f.write(content.encode())
-    return path
-
-
 def lines(pages):
     return ''.join(json.dumps(dict(text=p, timestamp='2019-04-25T12:57:54Z', url='https://owl.example/')) + '\n' for p in pages)
 
@@ -36,14 +29,6 @@ def files(train, val):
     "C4's files in the folder src: lists of the pages of each"
     for i, pages in enumerate(train): put(f'src/c4-train.{i:05d}-of-01024.json.gz', lines(pages))
     for i, pages in enumerate(val): put(f'src/c4-validation.{i:05d}-of-00008.json.gz', lines(pages))
-
-
-def read(folder, split):
-    "the documents of a split, decoded"
-    meta = text.open_meta(folder, check=True)
-    ids, tok = np.concatenate(text.tokens(meta, split)), bpe.load(os.path.join(folder, meta['tokenizer']))
-    parts = np.split(ids, np.flatnonzero(ids == meta['eot']) + 1)
-    return [tok.decode([int(i) for i in p if i != meta['eot']]) for p in parts if len(p)]
 
 
 def both(folder): return sorted(read(folder, 'train') + read(folder, 'val'))
