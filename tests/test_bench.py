@@ -73,6 +73,19 @@ def test_what_each_choice_gives(run, capsys, monkeypatch):
     assert capsys.readouterr().out.count('expected at most') == 4
 
 
+def test_logits_everywhere_do_the_same(args):
+    "the same loss from all places as from the masked ones; transformers' labels are the targets in their places"
+    args.set, args.rows, args.compile, args.size, args.dropout = '', 5, False, 'tiny', 0.0
+    file, config, rows, _ = bench.pick(args, 'bert')
+    ids, places, targets = bench.random_batch(file, config, rows)
+    targets[0, -1] = -1                                                    # a place that does not count
+    labels = bench.spread_labels(ids, places, targets)
+    assert (labels[labels < 0] == -100).all() and (np.take_along_axis(labels, places, 1)[targets >= 0] == targets[targets >= 0]).all()
+    assert (labels >= 0).sum() == (targets >= 0).sum() > 0
+    one, all = (float(bench.our_step(args, 'bert', file, config, rows, everywhere=e)()) for e in (False, True))
+    assert one == pytest.approx(all, abs=1e-5)
+
+
 def test_the_choices_of_a_gpu(args):
     args.device, args.dtype, args.compile, rows = 'cuda', 'bfloat16', True, 6
     for family, file in (('gpt', gpt), ('bert', bert), ('t5', t5), ('electra', electra)):
