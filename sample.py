@@ -40,6 +40,7 @@ from torch.nn import functional as F
 
 import bpe, lora, train
 from data import files
+from lib import models
 
 
 @dataclass
@@ -281,7 +282,7 @@ def heard(model, tokenizer, messages, config):
     half a window) do not fit the window, the oldest message of the user and its answer go out of `messages`."""
     limit = model.config.block_size
     while True:
-        ids = file_of(model).chat(messages, tokenizer, model.config)
+        ids = models.chat_of(file_of(model))(messages, tokenizer, model.config)
         asked = [i for i, m in enumerate(messages) if m['role'] == 'user']
         if len(asked) < 2 or len(ids) + min(config.max_new_tokens, limit // 2) <= limit: return ids
         print(f'forgotten, to make room: {messages[asked[0]]["content"][:60]!r} and its answer', file=sys.stderr)
@@ -447,7 +448,7 @@ def coded(model, tokenizer, examples, **changes):
     c = model.config
     ids = {f'{r}_id': getattr(tokenizer, r) for r in ('cls', 'sep', 'mask', 'pad') if getattr(tokenizer, r) is not None}
     c = dataclasses.replace(c, **{n: i for n, i in ids.items() if hasattr(c, n)}, **changes)
-    rows = [dict(row, index=i) for i, e in enumerate(examples) for row in file_of(model).encode(e, tokenizer, c)]
+    rows = [dict(row, index=i) for i, e in enumerate(examples) for row in models.rows_of(file_of(model), c.kind).encode(e, tokenizer, c)]
     full = sum(any(len(x) >= c.block_size for x in lists(row)) for row in rows) if c.kind != 'qa' else 0
     if full: print(f'{full} of {len(rows)} texts fill block_size={c.block_size}: what is longer is cut', file=sys.stderr)
     return rows, c
@@ -467,7 +468,7 @@ def in_batches(model, c, rows, batch_size, work):
     out, file, device = [None] * len(rows), file_of(model), next(model.parameters()).device
     for a in range(0, len(rows), batch_size):
         some = [rows[i] for i in order[a:a + batch_size]]
-        arrays = file.batch(types.SimpleNamespace(examples=lambda: some), c, None)
+        arrays = models.make_batch(file, types.SimpleNamespace(examples=lambda: some), c, None)
         found = work([torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in arrays], some)
         for i, y in zip(order[a:], found): out[i] = y
         if len(rows) > batch_size: show_progress(a + len(some), len(rows))
@@ -605,7 +606,7 @@ def classify(model, tokenizer, config):
         raise ValueError(f'--classify={config.classify}: {odd[0][:40]!r} has a "text_b", but {path} was trained on single texts: leave it out')
     rows, c = coded(model, tokenizer, [dict(e, label=0, tags=[0] * len(e.get('tokens', ()))) for e in examples])
     def work(arrays, rows):
-        if kind == 'tagged': return [[names[i] for i in r['prediction']] for r in file.predict(model, arrays, rows, tokenizer)]
+        if kind == 'tagged': return [[names[i] for i in r['prediction']] for r in models.rows_of(file, kind).predict(model, arrays, rows, tokenizer)]
         y = model.logits(*arrays[:-1]).float()                             # (B, classes), (B, 1) or (B, choices)
         return y[:, 0].tolist() if kind == 'labelled' and not names else y.softmax(-1).tolist()
     records = []
@@ -788,11 +789,11 @@ def evaluate(model, tokenizer, config):
 # ---------------------------------------------------------------------------------------------------- what can be done
 
 def writes(model, file): return hasattr(file, 'generate')                 # a source in, a text out
-def chats(model, file): return hasattr(file, 'chat') and getattr(model.config, 'kind', '') == 'instruct'
+def chats(model, file): return models.chat_of(file) is not None and getattr(model.config, 'kind', '') == 'instruct'
 def continues(model, file):
     return not writes(model, file) and not chats(model, file) and (hasattr(model, 'step') or likelihoods(model, file))
 def likelihoods(model, file): return getattr(file, 'likelihood', False)    # logits(ids) are those of the next token
-def encodes(model, file): return hasattr(model, 'hidden') and hasattr(file, 'encode') and not hasattr(model, 'step')
+def encodes(model, file): return hasattr(model, 'hidden') and 'labelled' in getattr(file, 'kinds', ()) and not hasattr(model, 'step')
 def is_for(*kinds): return lambda model, file: encodes(model, file) and model.config.kind in kinds
 def detects(model, file):                                                  # logits (B, T): was this token replaced?
     return is_for('text')(model, file) and getattr(model.config, 'has_detector', getattr(file, 'detects', False))

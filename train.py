@@ -20,7 +20,8 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
                                  global batch (None: in this one), so that adding over micro-batches and ranks is exact
         logits(ids)              full logits, for parity and evaluation
         cache(rows, length), step(ids, cache) -> (B, V), flops() -> training flops of a row      (optional)
-    from_hf(config, weights), to_hf(model), hf_types       conversion to and from Hugging Face's layout
+    family                     optional: which tables of lib/ fit this Model (Hugging Face's layout, what is shown)
+    from_hf(config, weights), to_hf(model), hf_types       optional: a Hugging Face layout of its own
     count(*arrays)             optional: numbers of targets, one for each entry of totals; default: entries >= 0 of the
                                last array
     show(model, tokenizer, ids)      optional: text that lets a person see what the model has learned
@@ -68,6 +69,7 @@ from data import metrics, text
 from data.files import (are_weights, first_line, read_hf, read_json, read_pickle, untrusted, write_atomic,
                         write_safetensors)
 from data.rows import keyed, tokens_in, training, validation
+from lib import hf, models
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -171,10 +173,10 @@ def import_model(name):
     for folder in (HERE, os.getcwd()):
         if folder not in sys.path: sys.path.insert(0, folder)
     if not name.isidentifier() or not any(os.path.exists(os.path.join(d, name + '.py')) for d in (os.getcwd(), HERE)):
-        have = scripts_with('def from_hf(')
+        have = scripts_with('presets =')
         raise ValueError(f'--model={name}: no file {name}.py here; model files: {", ".join(have)}{nearest(name, have)}')
     file = importlib.import_module(name)
-    if missing := [n for n in ('Config', 'presets', 'batch', 'Model', 'from_hf', 'to_hf') if not hasattr(file, n)]:
+    if missing := [n for n in ('Config', 'presets', 'batch', 'Model') if not hasattr(file, n)]:
         raise ValueError(f'{name}.py does not define {", ".join(missing)}: see the protocol at the top of train.py')
     return file
 
@@ -462,7 +464,7 @@ HOLDS = dict(model=dict, config=dict, model_name=str, train=dict, tokenizer=str,
 def hf_file(config):
     "the model file that understands this config.json: its hf_types names the model_type. Ours come before your copies"
     names = sorted(scripts_with('hf_types ='), key=lambda n: n in ('gpt', 'bert', 't5', 'electra'))
-    known = {t: n for n in names for t in import_model(n).hf_types}      # the last one counts
+    known = hf.families | {t: n for n in names for t in import_model(n).hf_types}      # the last one counts
     if (kind := config.get('model_type')) not in known:
         raise ValueError(f'config.json has model_type {kind!r}; known: {", ".join(sorted(known))}')
     return import_model(known[kind])
@@ -501,19 +503,20 @@ def load_parts(path, depth=0, base=''):
 def _load_parts(path, depth, base):
     if depth > 9: raise ValueError(f'{path}: adapts an adapter that adapts ... itself: give the weights of the base')
     if os.path.isdir(path) and os.path.exists(os.path.join(path, 'config.json')):
-        hf, weights = read_hf(path)
-        file = hf_file(hf)
+        their, weights = read_hf(path)
+        file = hf_file(their)
         # ALBERT's layers share their weights
-        for k, v in hf.items():
+        for k, v in their.items():
             if 'layer' in k and isinstance(v, (int, float)) and not v <= max(200, len(weights)):
                 raise ValueError(f'{path}: config.json says {k}={v}, the weights are {len(weights)} tensors')
-        for name in getattr(file, 'hf_folders', ()):  # further models of an exported one
+        layout = models.layout_of(file)
+        for name in getattr(layout, 'hf_folders', ()):  # further models of an exported one
             if os.path.exists(os.path.join(path, name, 'config.json')):
-                hf[name], more = read_hf(os.path.join(path, name))
+                their[name], more = read_hf(os.path.join(path, name))
                 weights |= {f'{name}/{k}': w for k, w in more.items()}
         try: tokenizer = bpe.load(path)
         except FileNotFoundError: tokenizer = None
-        config, weights = file.from_hf(hf, weights)
+        config, weights = layout.from_hf(their, weights)
         return file, typed(file.Config, dataclasses.asdict(config), path), weights, tokenizer
     saved = load_checkpoint(path)
     file = import_model(saved['model_name'])
@@ -576,9 +579,10 @@ def load_model(path, device='cpu', base=''):
 
 def export_hf(file, model, tokenizer, folder, convert=None):
     "write config.json, model.safetensors and, if the format can hold it, the tokenizer; further models into subfolders"
-    config, weights = (convert or file.to_hf)(model) or (None, None)
+    layout = models.layout_of(file)
+    config, weights = (convert or layout.to_hf)(model) or (None, None)
     if config is None: return
-    others = {} if convert else getattr(file, 'hf_folders', {})
+    others = {} if convert else getattr(layout, 'hf_folders', {})
     for name, other in others.items(): export_hf(file, model, tokenizer, os.path.join(folder, name), other)
     os.makedirs(folder, exist_ok=True)
     write_safetensors(os.path.join(folder, 'model.safetensors'), {k: v.contiguous() for k, v in weights.items()})
@@ -961,7 +965,7 @@ class Feed:
     def arrays(self, numbers):
         draw, rng = self.corpus.rows(numbers)
         draw.tokenizer = self.tokenizer              # for what a token spells (whole words)
-        return self.file.batch(draw, self.mconfig, rng)
+        return models.make_batch(self.file, draw, self.mconfig, rng)
     def send(self, arrays):
         tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
         if self.device.type != 'cuda': return [t.to(self.device) for t in tensors]
@@ -1012,7 +1016,8 @@ class Evaluation:
                 loss, stats = (net if len(chunk) == self.micro else model)(*arrays, totals=self.totals)
                 examples = [items[j] for j in chunk] if items else []
                 for m in shards: m.set_reshard_after_forward(False, recurse=False); m.unshard()
-                rows = self.feed.file.predict(model, arrays, examples, self.tokenizer) if items else []
+                rows = models.rows_of(self.feed.file, self.feed.corpus.kind).predict(
+                    model, arrays, examples, self.tokenizer) if items else []
                 for m in shards: m.reshard(); m.set_reshard_after_forward(m is not model, recurse=False)
             names = sorted(stats)
             total = total + torch.stack([loss.double(), *(stats[k].double() for k in names)]) * own
@@ -1126,14 +1131,15 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if config.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
-    encode = lambda example: file.encode(example, tokenizer, mconfig)
+    encode = lambda example: models.rows_of(file, meta['kind']).encode(example, tokenizer, mconfig)
     train_set = training(meta, config.seed, encode, config.mix_cap, config.mix_temperature)
     val_sets = validation(meta, config.seed, encode)
     feed = Feed(file, mconfig, train_set, device, tokenizer)
     base = fingerprint(weights) if config.adapter and weights is not None else ''
     model = build_model(file, mconfig, weights, origin, config.seed, new_task)
     if config.export_hf:                             # refused before files are touched
-        try: file.to_hf(model)
+        if not models.layout_of(file): raise ValueError(f'--export_hf: {file.__name__}.py has no Hugging Face layout')
+        try: models.layout_of(file).to_hf(model)
         except ValueError as e:
             raise ValueError(f'--export_hf: {e}; leave it out, or take a published preset') from None
     anew = lambda k, w: k not in weights or w.shape != weights[k].shape
@@ -1427,8 +1433,8 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if rank == 0:
         with torch.no_grad(), contextlib.suppress(OSError):
             model.eval()
-            if tokenizer and hasattr(file, 'show') and not config.shard:
-                log.say('\n' + file.show(model, tokenizer, evaluation.sample()) + '\n')
+            if tokenizer and models.show_of(file) and not config.shard:
+                log.say('\n' + models.show_of(file)(model, tokenizer, evaluation.sample()) + '\n')
         if config.export_hf and config.shard:
             log.say('sharded weights are exported from the checkpoint: '
                     f'python train.py --init_from={config.out_dir} --max_iters=0 --export_hf={config.export_hf}')
