@@ -196,14 +196,14 @@ finetune = dict(learning_rate=3e-4, batch_size=8, max_iters=300, warmup_iters=10
 
 likelihood = True  # the loss is that of text, so bits per byte can be told
 kinds = ('text', 'instruct')
+family = 'gpt'     # the tables of lib/ that fit this Model: instruction data, what is shown, Hugging Face's layout
 
 
 def batch(draw, config, rng):
     """One micro-batch of running text: ids (B, T) and last the targets (B, T), the token after each place. Between them
     come, for the prefix objective, the lengths of the prefixes (B,), in which targets are -1: no loss; and for
-    multi-token prediction the n_predict - 1 tokens after the last target (B, n_predict - 1). Of instruction data: what
-    `pack` returns."""
-    if config.kind == 'instruct': return pack(draw.examples(), config.block_size)
+    multi-token prediction the n_predict - 1 tokens after the last target (B, n_predict - 1). (Instruction data is made
+    into ids, positions, targets by lib/chat.py.)"""
     T, n = config.block_size, config.n_predict
     tokens = draw(T + n, overlap=n)                                        # (B, T + n)
     ids, targets, between = tokens[:, :T], tokens[:, 1:T + 1], [tokens[:, T + 1:]] if n > 1 else []
@@ -217,78 +217,6 @@ def count(ids, *rest):
     more = [a for a in rest[:-1] if a.ndim == 2 and a.shape != ids.shape]  # neither prefixes nor positions
     targets, T = np.concatenate([rest[-1], *more], axis=1), ids.shape[1]
     return tuple(int((targets[:, k:k + T] >= 0).sum()) for k in range(targets.shape[1] - T + 1))
-
-# ---------------------------------------------------------------------------------------------------------------------
-# instruction data
-
-def turns(messages, tokenizer):
-    """The chat template: [{'role': 'system', 'user' or 'assistant', 'content'}] -> for each message the ids of its
-    header and of what is said. The headers are the special tokens <|sentinel_0|>, 1 and 2; in a vocabulary without
-    sentinels (gpt2) the texts "System:", "User:" and "Assistant:" on a line of their own, with an empty line before the
-    next. All begins with the begin-of-text token, or where there is none with end-of-text. What the assistant says ends
-    with end-of-text, so that a tuned model stops by itself. In contents, names of special tokens are plain text: nobody
-    can speak for another. A message without content is a header alone."""
-    eot, roles, special = tokenizer.eot, ('system', 'user', 'assistant'), len(tokenizer.sentinels) >= 3
-    if eot is None:
-        raise ValueError(f'the vocabulary {tokenizer.name} has no end-of-text token, which ends a response: '
-                         'use one that has it, such as --tokenizer=bpe')
-    head = [eot if getattr(tokenizer, 'bos', None) is None else tokenizer.bos]
-    for m in messages:
-        role = m['role']
-        head += [tokenizer.sentinels[roles.index(role)]] if special else tokenizer.encode(role.title() + ':\n')
-        end = [eot] if role == 'assistant' else [] if special else tokenizer.encode('\n\n')
-        yield head, [*tokenizer.encode(m['content']), *end] if 'content' in m else []
-        head = []
-
-
-def chat(messages, tokenizer, config):
-    """Messages as `turns` has them -> ids, up to where the assistant speaks next"""
-    return [i for parts in turns([*messages, dict(role='assistant')], tokenizer) for part in parts for i in part]
-
-
-def encode(example, tokenizer, config):
-    """{"prompt", "response"} or {"messages"} -> [{'ids', 'targets'}], lists of up to block_size. Targets are -1 but for
-    what the assistant says and the end-of-text after it. Where it is too long, what is before the last response loses
-    its beginning, down to half of block_size, and then the response its end. ValueError if a response is missing."""
-    messages = example['messages'] if 'messages' in example else [
-        dict(role=role, content=example.get(name)) for role, name in (('user', 'prompt'), ('assistant', 'response'))]
-    spoken = [i for i, m in enumerate(messages) if m['role'] == 'assistant']
-    texts = [isinstance(m['content'], str) and (m['role'] != 'assistant' or m['content'].strip()) for m in messages]
-    if not spoken or not all(texts):
-        raise ValueError(f'{str(example)[:100]}: a text is missing, or a response is empty; expected {{"prompt", '
-                         '"response"} or {"messages"} in which the assistant says something')
-    ids, targets, T = [], [], config.block_size
-    for message, (head, said) in zip(messages[:spoken[-1] + 1], turns(messages, tokenizer)):
-        start = len(ids) + len(head)                                       # at the end: of the last response
-        ids += head + said
-        targets += [-1] * len(head) + (said if message['role'] == 'assistant' else [-1] * len(said))
-    cut = max(0, start - max(T + 1 - (len(ids) - start), T // 2, 1))
-    return [dict(ids=ids[cut:cut + T + 1][:-1], targets=targets[cut:cut + T + 1][1:])]
-
-
-def pack(examples, T):
-    """Several examples in a row, first-fit, the longest first -> ids, positions, targets, (R, W) each. Positions begin
-    at 0 in each example, and in the empty end of a row: that is how the model tells them apart. W is what the longest
-    example needs, in steps of 64, or 2, 4, .. times that, up to T: whichever takes the fewest places."""
-    def fit(W):
-        rows = []                                                          # [free places, examples]
-        for e in sorted(examples, key=lambda e: -len(e['ids'])):
-            row = next((row for row in rows if row[0] >= len(e['ids'])), None)
-            if row is None: rows.append(row := [W, []])
-            row[0] -= len(e['ids'])
-            row[1].append(e)
-        return rows
-    least = -(-max(len(e['ids']) for e in examples) // 64) * 64
-    packed = {W: fit(W) for W in sorted({min(T, least << k) for k in range(8)})}
-    W = min(packed, key=lambda W: len(packed[W]) * W)
-    arrays = np.zeros((3, len(packed[W]), W), np.int64)
-    for r, (free, row) in enumerate(packed[W]):
-        row = [*row, dict(ids=[0] * free, targets=[-1] * free)]
-        arrays[:, r] = np.hstack([np.array((e['ids'], range(len(e['ids'])), e['targets']), np.int64) for e in row])
-    return tuple(arrays)
-
-
-def predict(model, arrays, examples, tokenizer): return []                 # responses are judged by their loss alone
 
 # ---------------------------------------------------------------------------------------------------------------------
 # positions. Computed in fp32 from the positions, once a forward pass, and never stored: a buffer would be cast by
@@ -617,28 +545,6 @@ class Model(nn.Module):
         N = sum(p.numel() for name, p in self.named_parameters() if not name.startswith('positions'))
         N += ((n - 1) - (not c.tied)) * c.rows * c.n_embd
         return (6 * N + 12 * (c.n_layer + n - 1) * c.block_size * c.n_head * c.width) * c.block_size
-
-
-@torch.no_grad()
-def show(model, tokenizer, ids, n_prompt=24, n_new=72, temperature=0.8):
-    """The first tokens of ids and the model's own continuation, as text. Of instruction data, where ids are examples:
-    two prompts and the likeliest responses."""
-    training, device, T, lines = model.training, model.tokens.weight.device, model.config.block_size, []
-    rng, answers = torch.Generator().manual_seed(0), model.config.kind == 'instruct'
-    prompts = [ids[:min(n_prompt, max(1, T // 2))]]
-    if answers: prompts = [e['ids'][:1 + next(t for t, y in enumerate(e['targets']) if y >= 0)] for e in ids[:2]]
-    model.eval()
-    for prompt in prompts:
-        prompt = np.asarray(prompt[-max(1, T // 2, T - n_new):], np.int64)
-        cache, next_ids, new = model.cache(1, min(T, len(prompt) + n_new)), torch.from_numpy(prompt)[None], []
-        for _ in range(min(n_new, T - len(prompt))):
-            p = F.softmax(model.step(next_ids.to(device), cache).float().cpu() / temperature, dim=-1)
-            next_ids = p.argmax(-1, keepdim=True) if answers else torch.multinomial(p, 1, generator=rng)  # (1, 1)
-            if answers and next_ids.item() == tokenizer.eot: break
-            new.append(next_ids.item())
-        lines.append(f'{tokenizer.decode(prompt.tolist())} >>> {tokenizer.decode(new)}')
-    model.train(training)
-    return '\n'.join(lines)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Hugging Face. Modules by our name and theirs; where theirs are several, ours holds their rows one after another.

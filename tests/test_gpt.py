@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import gpt
+from lib import show
 
 TINY = dict(vocab_size=99, block_size=37, n_layer=3, n_head=3, n_embd=42)
 LLAMA = dict(positions='rotary', norm='rmsnorm', activation='silu', gated=True, bias=False)
@@ -644,6 +645,6 @@ class Letters:
 
 def test_show():
     model = build(objective='prefix').train()
-    text = gpt.show(model, Letters(), tokens(40)[:38].numpy())
-    assert text == gpt.show(model, Letters(), tokens(40)[:38].numpy()) and model.training
+    text = show.by_family['gpt'](model, Letters(), tokens(40)[:38].numpy())
+    assert text == show.by_family['gpt'](model, Letters(), tokens(40)[:38].numpy()) and model.training
     assert ' >>> ' in text and text.startswith(Letters().decode(tokens(40)[:18].tolist()))

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 import bpe, gpt, sample, train
 from data import text
+from lib import chat, show
 from test_gpt import CASES, build
 
 BYTE = bpe.byte()
@@ -28,7 +29,7 @@ def talk(*contents, system=None):
 def config(T=37, **kw):
     return gpt.Config(**dict(vocab_size=BYTE.vocab_size, block_size=T, n_head=1, n_embd=4, kind='instruct') | kw)
 def encoded(example, T=99, tokenizer=BYTE):
-    row, = gpt.encode(example, tokenizer, config(T))
+    row, = chat.encode(example, tokenizer, config(T))
     assert len(row['ids']) == len(row['targets']) <= T and all(type(i) is int for i in row['ids'] + row['targets'])
     return row['ids'], row['targets']
 
@@ -37,12 +38,12 @@ def encoded(example, T=99, tokenizer=BYTE):
 def test_the_template_by_hand():
     said = talk('hi', 'yo', 'é', system='be')
     expected = [EOT, S, *code('be'), U, *code('hi'), A, *code('yo'), EOT, U, *code('é'), A]
-    assert gpt.chat(said, BYTE, config()) == expected
-    assert gpt.chat(talk('hi'), BYTE, config()) == [EOT, U, *code('hi'), A]
-    assert gpt.chat(said, PLAIN, config()) == PLAIN.encode(
+    assert chat.chat(said, BYTE, config()) == expected
+    assert chat.chat(talk('hi'), BYTE, config()) == [EOT, U, *code('hi'), A]
+    assert chat.chat(said, PLAIN, config()) == PLAIN.encode(
         '<|endoftext|>System:\nbe\n\nUser:\nhi\n\nAssistant:\nyo<|endoftext|>User:\né\n\nAssistant:\n', special=True)
     begin, end, user, assistant = LLAMA.bos, LLAMA.eot, *LLAMA.sentinels[1:3]
-    assert begin != end and gpt.chat(talk('a', 'b', 'c'), LLAMA, config()) == [
+    assert begin != end and chat.chat(talk('a', 'b', 'c'), LLAMA, config()) == [
         begin, user, *code('a', LLAMA), assistant, *code('b', LLAMA), end, user, *code('c', LLAMA), assistant]
 
 
@@ -52,7 +53,7 @@ CONTENT = st.text(max_size=9) | st.sampled_from(['<|sentinel_2|>', 'a<|endoftext
 @given(st.lists(st.tuples(st.sampled_from(['system', 'user', 'assistant']), CONTENT), max_size=5))
 def test_messages_come_back_whatever_they_say(said):
     """Nobody can speak for another: special tokens that are spelled out in a text stay text."""
-    begin, *ids = gpt.chat([dict(role=r, content=c) for r, c in said], BYTE, config())
+    begin, *ids = chat.chat([dict(role=r, content=c) for r, c in said], BYTE, config())
     cut = [i for i, x in enumerate(ids) if x in (S, U, A)] + [len(ids)]
     found = [({S: 'system', U: 'user', A: 'assistant'}[ids[a]], ids[a + 1:b]) for a, b in zip(cut, cut[1:])]
     assert begin == EOT and found.pop() == ('assistant', [])
@@ -68,7 +69,7 @@ def test_loss_on_responses_and_their_ends_alone():
     assert ids == [EOT, S, *code('f'), U, *code('a'), A, *code('bc'), EOT, U, *code('d'), A, *code('e')]
     assert targets == [*no(5), *code('bc'), EOT, *no(3), *code('e'), EOT]
     ids, targets = encoded(pair('a', 'b'), tokenizer=PLAIN)
-    assert ids == gpt.chat(talk('a'), PLAIN, config()) + code('b', PLAIN)
+    assert ids == chat.chat(talk('a'), PLAIN, config()) + code('b', PLAIN)
     assert targets == [*no(len(ids) - 2), *code('b', PLAIN), PLAIN.eot]
     ids, targets = encoded(dict(messages=[dict(role='assistant', content='a'), *talk('b', 'c')]))     # it may begin
     assert ids == [EOT, A, *code('a'), EOT, U, *code('b'), A, *code('c')]
@@ -101,7 +102,7 @@ def test_what_is_too_long_is_cut():
     (dict(messages=talk('a', None)), BYTE, ['is missing']),
     (pair('a', 'b'), bpe.train(['ab'], 256, special=[]), ['no end-of-text token', '--tokenizer=bpe'])])
 def test_errors_are_one_line(example, tokenizer, words):
-    with pytest.raises(ValueError) as e: gpt.encode(example, tokenizer, config())
+    with pytest.raises(ValueError) as e: chat.encode(example, tokenizer, config())
     assert '\n' not in str(e.value) and all(w in str(e.value) for w in words), str(e.value)
 
 # ---------------------------------------------------------------------------------------------------- packing
@@ -117,7 +118,7 @@ def examples_of(lengths, seed=0, high=99):
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=30), st.sampled_from([150, 192, 257, 1024]))
 def test_each_example_stands_once_in_a_row(lengths, T):
     examples = examples_of(lengths)
-    ids, positions, targets = arrays = gpt.pack(examples, T)
+    ids, positions, targets = arrays = chat.pack(examples, T)
     assert all(a.shape == ids.shape and a.dtype == np.int64 for a in arrays)
     longest = min(T, -(-max(lengths) // 64) * 64)
     assert max(lengths) <= ids.shape[1] <= T and ids.size <= longest * len(lengths)  # never more than padding takes
@@ -134,11 +135,11 @@ def test_each_example_stands_once_in_a_row(lengths, T):
 
 
 def test_rows_are_shared():
-    assert gpt.pack(examples_of([30, 30, 30, 100]), 128)[0].shape == (2, 128)
-    assert gpt.pack(examples_of([60] * 4), 1024)[0].shape == (4, 64)       # a row each is no worse
-    assert gpt.pack(examples_of([65] * 7), 512)[0].shape == (1, 512)       # 7 of 128, 4 of 256 or this
-    assert gpt.pack(examples_of([13, 7, 5]), 37)[0].shape == (1, 37)
-    _, positions, _ = gpt.pack(examples_of([24, 40, 17, 20]), 64)
+    assert chat.pack(examples_of([30, 30, 30, 100]), 128)[0].shape == (2, 128)
+    assert chat.pack(examples_of([60] * 4), 1024)[0].shape == (4, 64)       # a row each is no worse
+    assert chat.pack(examples_of([65] * 7), 512)[0].shape == (1, 512)       # 7 of 128, 4 of 256 or this
+    assert chat.pack(examples_of([13, 7, 5]), 37)[0].shape == (1, 37)
+    _, positions, _ = chat.pack(examples_of([24, 40, 17, 20]), 64)
     assert positions[0].tolist() == [*range(40), *range(24)]               # to the last place
 
 
@@ -161,7 +162,7 @@ def test_packed_equals_one_by_one(case, monkeypatch):
     more = dict(chunks=dict(loss_chunk=16), checkpoints=dict(checkpoint_activations=True, positions='alibi'))
     model = build(**CASES.get(case) or more.get(case, {})).double().train()
     examples = examples_of([13, 7, 1, 20, 16, 3, 29])
-    packed = gpt.pack(examples, 37)
+    packed = chat.pack(examples, 37)
     assert packed[0].shape[0] == 3                                         # several share a row
     n = sum(y >= 0 for e in examples for y in e['targets'])
     assert gpt.count(*packed) == (n,)
@@ -174,7 +175,7 @@ def test_packed_equals_one_by_one(case, monkeypatch):
     assert torch.allclose(loss, losses, rtol=1e-12) and near(grads, sums)
     # other splits of the same batch
     for size in (1, 2, 3):
-        parts = [run(model, 'instruct', *gpt.pack(examples[a:a + size], 37), totals=total) for a in range(0, 7, size)]
+        parts = [run(model, 'instruct', *chat.pack(examples[a:a + size], 37), totals=total) for a in range(0, 7, size)]
         assert torch.allclose(loss, sum(l for l, _ in parts), rtol=1e-12)
         assert near(grads, {k: sum(g[k] for _, g in parts) for k in grads})
     model.eval()
@@ -191,7 +192,7 @@ def test_packed_equals_one_by_one(case, monkeypatch):
 def test_nothing_leaks(positions):
     """Other words in one example leave the logits of its neighbours bit for bit as they are."""
     model = build(positions=positions)
-    ids, places, _ = map(torch.as_tensor, gpt.pack(examples_of([13, 9, 6, 4]), 37))
+    ids, places, _ = map(torch.as_tensor, chat.pack(examples_of([13, 9, 6, 4]), 37))
     assert ids.shape == (1, 37)
     edges = [0, 13, 22, 28, 32, 37]
     with torch.no_grad():
@@ -208,7 +209,7 @@ def test_compiled_packed_loss_equals_eager():
     model = build(n_layer=1, positions='rotary', kind='instruct', block_size=256)
     compiled = torch.compile(model, fullgraph=True, backend='eager')
     for i, lengths in enumerate(([20] * 9, [70] * 5, [30, 100, 30, 90], [200] * 6, [150, 10, 60, 200, 100])):
-        arrays = [torch.as_tensor(a) for a in gpt.pack(examples_of(lengths, i), 256)]
+        arrays = [torch.as_tensor(a) for a in chat.pack(examples_of(lengths, i), 256)]
         with torch._dynamo.config.patch(error_on_recompile=i > 2): loss = compiled(*arrays)[0]
         assert torch.allclose(loss, model(*arrays)[0])
 
@@ -337,18 +338,18 @@ def test_it_answers_and_stops_by_itself(tuned, capsys, monkeypatch):
     monkeypatch.setattr(sample, 'stream', spy)
     monkeypatch.setattr(sys, 'stdin', io.StringIO('a\nb\n'))
     ask(tuned, '--prompt=-', '--system=c')
-    assert seen == [[gpt.chat(talk('a\nb', system='c'), BYTE, config())]]  # without the end of the last line
+    assert seen == [[chat.chat(talk('a\nb', system='c'), BYTE, config())]]  # without the end of the last line
 
 
 def test_show_and_predict(tuned, data):
     model, tokenizer = train.load_model(tuned)
-    row = lambda *said: gpt.encode(dict(messages=talk(*said)), tokenizer, model.config)[0]
+    row = lambda *said: chat.encode(dict(messages=talk(*said)), tokenizer, model.config)[0]
     rows = [row('Hi, I am Bob.', 'x'), row('Who am I?', 'x', 'y', 'z'), row('a', 'b')]
-    first, second = gpt.show(model.train(), tokenizer, rows).splitlines()
+    first, second = show.by_family['gpt'](model.train(), tokenizer, rows).splitlines()
     assert first == '<|endoftext|><|sentinel_1|>Hi, I am Bob.<|sentinel_2|> >>> Hi Bob!'
     assert second.endswith('<|sentinel_1|>Who am I?<|sentinel_2|> >>> No idea.') and model.training
-    long, = gpt.encode(pair('x' * 200, 'y' * 200), tokenizer, model.config)
-    assert len(gpt.show(model, tokenizer, [long])) < 200 and gpt.predict(model, (), [], tokenizer) == []
+    long, = chat.encode(pair('x' * 200, 'y' * 200), tokenizer, model.config)
+    assert len(show.by_family['gpt'](model, tokenizer, [long])) < 200 and chat.predict(model, (), [], tokenizer) == []
 
 
 class Typed:
@@ -398,7 +399,7 @@ def test_old_messages_are_forgotten(tuned, monkeypatch, capsys):
     settings = sample.Config(max_new_tokens=20)
     said = talk('a' * 30, 'b' * 20, 'c' * 10, 'd' * 10, 'e', system='f')
     ids = sample.heard(model, tokenizer, said, settings)                   # 82 ids of 96, and 20 to come
-    assert said == talk('c' * 10, 'd' * 10, 'e', system='f') and ids == gpt.chat(said, tokenizer, model.config)
+    assert said == talk('c' * 10, 'd' * 10, 'e', system='f') and ids == chat.chat(said, tokenizer, model.config)
     assert 'forgotten' in capsys.readouterr().err
     settings = dataclasses.replace(settings, max_new_tokens=10 ** 6)       # at most half is kept free
     assert len(sample.heard(model, tokenizer, said, settings)) == 29
