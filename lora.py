@@ -30,6 +30,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from data import files
+from lib.checkpoint import load_checkpoint
 
 # ---------------------------------------------------------------------------------------------------- layers
 
@@ -479,8 +480,7 @@ def read_adapter(model, path, name):
         if os.path.isdir(path) and not os.path.exists(os.path.join(path, 'ckpt.pt')):
             raise FileNotFoundError(f'no adapter in {path}: '
                                     'expected adapter_config.json, or ckpt.pt of a run with --adapter')
-        import train                                                       # not above: train.py imports this file
-        saved = train.load_checkpoint(path)
+        saved = load_checkpoint(path)
         if 'lora' not in saved: raise ValueError(f'{path} holds a whole model, no adapter: --init_from={path} opens it')
         load_state(model, saved['lora'], saved['model'], name)
         return model

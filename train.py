@@ -51,8 +51,8 @@ and, with --merge, merged.pt.
 Departures from nanoGPT: `batch_size` counts sequences of an optimizer step over all devices, so a command trains the
 same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so `--resume` is exact without loader state.
 """
-import contextlib, ctypes, dataclasses, difflib, glob, hashlib, importlib, inspect, json, math, os, platform, re
-import resource, shlex, shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
+import contextlib, dataclasses, importlib, json, math, os, re
+import signal, statistics, sys, time, traceback
 from dataclasses import dataclass
 
 if __name__ == '__main__':                           # Ctrl-C while torch is imported, which takes seconds: no traceback
@@ -62,16 +62,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-import torch.nn.functional as F
 
 import adapters, bpe, lora
-from data import metrics, text
-from data.files import (are_weights, first_line, read_hf, read_json, read_pickle, untrusted, write_atomic,
-                        write_safetensors)
-from data.rows import keyed, tokens_in, training, validation
-from lib import hf, models
-
-HERE = os.path.dirname(os.path.abspath(__file__))
+from data import files, metrics, text
+from data.files import first_line, write_safetensors
+from data.rows import keyed, training, validation
+from lib import models
+from lib.words import nearest, further, readable, span
+from lib.models import HERE, scripts_with, import_model, typed
+from lib.flags import fields_of, value_of, split_flags, print_help
+from lib.optim import orthogonalize, Muon, Adam, like, whole
+from lib.checkpoint import HOLDS, load_checkpoint, save_checkpoint, restore
+from lib.weights import hf_file, script_of, fingerprint, base_of, load_parts, outline, load_weights, load_model, export_hf, build_model
+from lib.curve import draw_curve
+from lib.log import Log, note_start, say_result, git_revision
+from lib.device import PEAK, wide_products, native_bf16, pick_device, peak_memory, attention_backend, out_of_memory
+from lib.launch import SIGNALS, launch_id, make_room
+from lib.feed import open_data, fields_from_data, Feed
+from lib.evaluate import TRUTH, Evaluation, Evaluations
 
 @dataclass
 class Config:
@@ -147,56 +155,6 @@ class Config:
 
 # ---------------------------------------------------------------------------------------------------- flags
 
-def fields_of(cls):
-    "-> [(group, field, help)]: the trailing comment of a field is its help, a comment line of its own starts a group"
-    comments, group = {}, ''
-    for line in inspect.getsource(cls).splitlines():
-        if m := re.match(r'\s+# (.+)', line): group = m[1].strip()
-        elif m := re.match(r'\s+(\w+)\s*:[^#]*(?:#\s*(.*))?', line):
-            comments.setdefault(m[1], (group, (m[2] or '').strip()))
-    return [(*comments.get(f.name, ('', '')), f) for f in dataclasses.fields(cls)]
-
-def value_of(name, kind, text):
-    "the text of a flag as a value of its field's type"
-    if text is None and kind is not bool: raise ValueError(f'--{name} needs a value: --{name}=...')
-    wanted = {bool: 'true or false', int: 'a whole number', float: 'a number'}
-    try: return {'true': True, 'false': False}[(text or 'true').lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError): raise ValueError(f'--{name}={text}: expected {wanted[kind]}') from None
-
-def scripts_with(start):
-    "the names of the scripts beside this one that have a line which starts so"
-    read = lambda f: open(os.path.join(HERE, f), encoding='utf-8').read()
-    return sorted(f[:-3] for f in os.listdir(HERE) if f.endswith('.py') and '\n' + start in read(f))
-
-def import_model(name):
-    "the module of a model file, checked against the protocol"
-    for folder in (HERE, os.getcwd()):
-        if folder not in sys.path: sys.path.insert(0, folder)
-    if not name.isidentifier() or not any(os.path.exists(os.path.join(d, name + '.py')) for d in (os.getcwd(), HERE)):
-        have = scripts_with('presets =')
-        raise ValueError(f'--model={name}: no file {name}.py here; model files: {", ".join(have)}{nearest(name, have)}')
-    file = importlib.import_module(name)
-    if missing := [n for n in ('Config', 'presets', 'batch', 'Model') if not hasattr(file, n)]:
-        raise ValueError(f'{name}.py does not define {", ".join(missing)}: see the protocol at the top of train.py')
-    return file
-
-def nearest(name, names, before=''):
-    close = difflib.get_close_matches(name, names, 1, 0.5)
-    return f'; did you mean {before}{close[0]}?' if close else ''
-
-def split_flags(argv):
-    "--name=value, --name value, or a bare --name -> {name: text or None}"
-    given, words = {}, list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith('--') and word != '-h':
-            raise ValueError(f'unexpected argument {word!r}: flags are written --name=value (see --help)')
-        name, eq, value = word.lstrip('-').partition('=')
-        name = name.replace('-', '_')
-        if name in ('h', 'help'): name, value = 'help', None
-        elif not eq: value = words.pop(0) if words and not words[0].startswith('--') else None
-        given[name] = value
-    return given
 
 def parse(argv):
     """flags -> Config, model file, its Config's values, the given flags, what differs from the defaults, the checkpoint
@@ -252,7 +210,7 @@ def parse(argv):
         data = re.sub(r'\W+', '-', '-'.join(os.path.basename(part.rstrip('/')) for part in values['data'].split('+')))
         values['out_dir'] = f'out/{model}-{data}' if values['init_from'] else f'out/{model}'
     if 'help' in given:
-        print_help(file, values)
+        print_help(file, values, Config, __doc__)
         raise SystemExit(0)
     for n in ('new_weights', 'baseline'):
         if values[n] and not values['init_from']: raise ValueError(f'--{n} compares with weights: add --init_from=RUN')
@@ -287,91 +245,9 @@ def parse(argv):
     changed = {n: v for n, v in values.items() if v != base[n] and n not in ('model', 'out_dir', 'resume')}
     return config, file, {n: values[n] for n in own}, flags, changed, saved
 
-def print_help(file, values):
-    name = file.__name__ + f' --preset={values["preset"]}' * bool(values['preset'])
-    print(f'{__doc__.strip()}\n\nThe flags of --model={name} with the values they have when not given:')
-    mine, last = {f.name for f in dataclasses.fields(Config)}, None
-    for cls in (Config, file.Config):
-        for group, text, field in fields_of(cls):
-            group = group if cls is Config else f'{file.__name__}.py' + f': {group}' * bool(group)
-            if cls is not Config and field.name in mine: continue
-            if group != last: print('\n' + group)
-            last = group
-            usual = f' (default {field.default!r})' if values[field.name] != field.default else ''
-            print(f'  --{field.name}={values[field.name]}'.ljust(34), text + usual)
-    print(f'\npresets of {file.__name__}.py: {", ".join(file.presets)}')
 
 # ---------------------------------------------------------------------------------------------------- optimizers
 
-def orthogonalize(g, steps=5):
-    "Newton-Schulz iteration towards U V^T of g = U S V^T (Jordan 2024): bf16 on CUDA; fp32 on CPUs (no bf16 units)"
-    x = g.bfloat16() if g.is_cuda else g.float()
-    tall = x.size(-2) > x.size(-1)
-    if tall: x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.mT if tall else x).to(g.dtype)
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan 2024, kellerjordan.github.io/posts/muon). For matrices inside blocks. Those of
-    one shape go through the iteration together; one with `parts` (fused q, k, v) is orthogonalised part by part."""
-    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            pieces, updates = {}, []                   # shape -> [(where the update goes, the direction)]
-            for p in (p for p in group['params'] if p.grad is not None):
-                g, state = p.grad, self.state[p]
-                if 'momentum_buffer' not in state: state['momentum_buffer'] = torch.zeros_like(g)
-                m = state['momentum_buffer'].lerp_(g, 1 - group['momentum'])
-                u = g.lerp(m, group['momentum'])     # Nesterov
-                full = whole(u, u.device)
-                out = torch.empty_like(full)
-                parts = getattr(p, 'parts', None) or [len(full)]
-                for o, part in zip(out.split(parts), full.split(parts)):
-                    pieces.setdefault(part.shape, []).append((o, part))
-                p.grad = None; updates.append((p, out))
-            for shape, pairs in pieces.items():
-                new = orthogonalize(torch.stack([x for _, x in pairs])) * max(1, shape[0] / shape[1]) ** 0.5
-                for (o, _), x in zip(pairs, new): o.copy_(x)
-            for p, u in updates:
-                p.mul_(1 - group['lr'] * group['weight_decay'])
-                p.sub_(like(u, p), alpha=group['lr'])
-
-class Adam(torch.optim.AdamW):
-    """Fused AdamW. rms_scale: each parameter's rate times max(1e-3, RMS(p)) (Adafactor section 8, kept by nanoT5).
-    bias_correction=False: BERT's Adam; the rate and eps undo torch's correction, and the decay undoes the rate."""
-    def __init__(self, groups, rms_scale=False, bias_correction=True, **kw):
-        if rms_scale: groups = [dict(g, params=[p]) for g in groups for p in g['params']]
-        super().__init__(groups, **kw)
-        self.rms_scale, self.bias_correction = rms_scale, bias_correction
-
-    def step(self):
-        plain = [(g['lr'], g['weight_decay'], g['eps']) for g in self.param_groups]
-        for g in self.param_groups:
-            p = g['params'][0].detach()
-            if self.rms_scale: g['lr'] = whole(p.square().mean().sqrt(), p.device).clamp(min=1e-3) * g['lr']
-            if not self.bias_correction:                 # counted here: a GPU's count would have to be waited for
-                t = g['t'] = 1 + (g['t'] if 't' in g else int(self.state.get(g['params'][0], {}).get('step', 0)))
-                one, two = 1 - g['betas'][0] ** t, (1 - g['betas'][1] ** t) ** 0.5
-                g['lr'], g['eps'] = g['lr'] * one / two, g['eps'] / two
-                g['weight_decay'] = g['weight_decay'] * two / one
-        try: super().step()
-        finally:
-            for g, (lr, decay, eps) in zip(self.param_groups, plain): g.update(lr=lr, weight_decay=decay, eps=eps)
-
-def like(t, p):
-    "a whole tensor, laid out over the ranks as parameter p is"
-    if not hasattr(p, 'device_mesh'): return t
-    return torch.distributed.tensor.distribute_tensor(t, p.device_mesh, p.placements)
-
-def whole(t, device='cpu'):
-    "a tensor that may be spread over the ranks, whole, on the device"
-    return (t.full_tensor() if hasattr(t, 'full_tensor') else t).detach().to(device)
 
 def make_optimizers(model, config):
     "-> [Adam], [Adafactor] or [Muon, Adam]. Decay on p.ndim >= 2 only; a shared tensor is one parameter"
@@ -416,332 +292,9 @@ def lr_at(step, config):
 
 # ---------------------------------------------------------------------------------------------------- files
 
-def typed(cls, values, path):
-    "a Config made of what a file says; a value of another type than its field is said"
-    usual, script = {f.name: f.default for f in dataclasses.fields(cls)}, os.path.basename(inspect.getfile(cls))
-    if extra := set(values) - set(usual):
-        raise ValueError(f'{path}: was made with another {script}, whose Config has '
-                         f'{", ".join(sorted(map(str, extra)))} (its text is the checkpoint\'s key "source")')
-    for n, v in values.items():
-        kind = type(usual[n])
-        fits = isinstance(v, {bool: int, float: (int, float)}.get(kind, kind)) and v == v
-        if not fits or kind is bool and v not in (0, 1) or kind is str and '\n' in v:
-            raise ValueError(f'{path}: it says {n}={str(v)[:60]!r}; expected {kind.__name__}, as {usual[n]!r}')
-    with untrusted(path): return cls(**values)
-
-def load_checkpoint(path):
-    "an out_dir or a .pt file -> its dict, on the CPU"
-    if os.path.isdir(path):
-        folder, path = path, os.path.join(path, 'ckpt.pt')
-        if not os.path.exists(path):
-            best = os.path.join(folder, 'best.pt')
-            raise FileNotFoundError(f'no checkpoint in {folder}: expected {path}; '
-                                    + (f'{best} is there: --init_from={best} starts from its weights'
-                                       if os.path.exists(best) else
-                                       f'train first: python train.py --out_dir={folder}'))
-    if not os.path.exists(path):
-        raise FileNotFoundError(f'no checkpoint {path}: give an out_dir, a .pt file or a Hugging Face folder'
-                                + f', or train first: python train.py --out_dir={path}' * (not path.endswith('.pt')))
-    try: saved = read_pickle(path)
-    except Exception as e:
-        raise ValueError(f'{path}: cannot be read as a checkpoint ({first_line(e).split(". ")[0][:100]}); '
-                         'it is cut short or of another program') from None
-    if not isinstance(saved, dict) or not {'model', 'config', 'model_name'} <= set(saved):
-        raise ValueError(f'{path}: not a checkpoint of this trainer (it lacks model, config or model_name)')
-    for n, kind in HOLDS.items():
-        if n in saved and not isinstance(saved[n], kind):
-            raise ValueError(f'{path}: its {n!r} is a {type(saved[n]).__name__}: damaged, or of another program')
-    if not saved['model_name'].isidentifier():
-        raise ValueError(f'{path}: its model_name {saved["model_name"][:60]!r} is no name of a model file: damaged')
-    are_weights(saved['model'], path)
-    return saved
-
-# what a checkpoint holds
-HOLDS = dict(model=dict, config=dict, model_name=str, train=dict, tokenizer=str, source=str, base=str, lora=dict,
-             optimizer=list, scaler=dict, data=dict, step=int, tokens=int, worse=int, evaluated=int,
-             train_seconds=(int, float), best=(int, float), skipped=int, columns=str)
-
-def hf_file(config):
-    "the model file that understands this config.json: its hf_types names the model_type. Ours come before your copies"
-    names = sorted(scripts_with('hf_types ='), key=lambda n: n in ('gpt', 'bert', 't5', 'electra'))
-    known = hf.families | {t: n for n in names for t in import_model(n).hf_types}      # the last one counts
-    if (kind := config.get('model_type')) not in known:
-        raise ValueError(f'config.json has model_type {kind!r}; known: {", ".join(sorted(known))}')
-    return import_model(known[kind])
-
-def script_of(path):
-    "the name of the model file whose weights an out_dir, a .pt file or a Hugging Face folder holds"
-    if not os.path.exists(config := os.path.join(path, 'config.json')): return load_checkpoint(path)['model_name']
-    with untrusted(config): return hf_file(read_json(config)).__name__
-
-def fingerprint(weights):
-    "some numbers of every tensor, hashed: tells one set of weights from another"
-    digest = hashlib.sha256()
-    for name, w in sorted(weights.items()):
-        some = w.detach().flatten()[::max(1, w.numel() // 64)].float().cpu().numpy()
-        digest.update(name.encode() + some.tobytes())
-    return digest.hexdigest()
-
-def base_of(saved, path, depth=0, given=''):
-    "the weights that the adapter in a checkpoint was made for, also where make_room has moved them; or given ones"
-    base, mark = saved['train']['init_from'], saved.get('base', '')
-    if given: return load_parts(given, depth + 1)[2]
-    folder, file = os.path.split(base) if base.endswith('.pt') else (base, '')
-    aside = glob.glob(glob.escape(folder.rstrip('/')) + '-[0-9]*') if mark else []
-    for place in (base, *(os.path.join(p, file) for p in sorted(aside))):
-        try: weights = load_parts(place, depth + 1)[2]
-        except FileNotFoundError: continue
-        if mark in ('', fingerprint(weights)): return weights
-    there = 'now holds other weights (a later run took its place?)' if os.path.exists(base) else 'is gone'
-    raise ValueError(f'{path} adapts the weights that were in {base}, which {there}: find them, '
-                     f'then python sample.py --init_from=BASE --lora={path}')
-
-def load_parts(path, depth=0, base=''):
-    "-> (model file, its Config, state dict, tokenizer or None) of an out_dir, a .pt file or a Hugging Face folder"
-    with untrusted(path): return _load_parts(path, depth, base)
-
-def _load_parts(path, depth, base):
-    if depth > 9: raise ValueError(f'{path}: adapts an adapter that adapts ... itself: give the weights of the base')
-    if os.path.isdir(path) and os.path.exists(os.path.join(path, 'config.json')):
-        their, weights = read_hf(path)
-        file = hf_file(their)
-        # ALBERT's layers share their weights
-        for k, v in their.items():
-            if 'layer' in k and isinstance(v, (int, float)) and not v <= max(200, len(weights)):
-                raise ValueError(f'{path}: config.json says {k}={v}, the weights are {len(weights)} tensors')
-        layout = models.layout_of(file)
-        for name in getattr(layout, 'hf_folders', ()):  # further models of an exported one
-            if os.path.exists(os.path.join(path, name, 'config.json')):
-                their[name], more = read_hf(os.path.join(path, name))
-                weights |= {f'{name}/{k}': w for k, w in more.items()}
-        try: tokenizer = bpe.load(path)
-        except FileNotFoundError: tokenizer = None
-        config, weights = layout.from_hf(their, weights)
-        return file, typed(file.Config, dataclasses.asdict(config), path), weights, tokenizer
-    saved = load_checkpoint(path)
-    file = import_model(saved['model_name'])
-    config = typed(file.Config, saved['config'], path)
-    if base and 'lora' not in saved:
-        raise ValueError(f'{path} holds a whole model, no adapter: --init_from={path} opens it')
-    if 'lora' in saved:                              # an adapter alone, which makes a plain model of its base
-        weights = base_of(saved, path, depth, base)
-        try: model = build_model(file, config, weights, path, 0, new_task=True)
-        except ValueError as e:
-            if not base: raise
-            raise ValueError(f'{path} does not fit {base}, it is of another model ({e})') from None
-        if base and saved.get('base', '') not in ('', fingerprint(weights)):
-            print(f'note: {path} was made for other weights than those of {base}', file=sys.stderr)
-        lora.load_state(model, saved['lora'], saved['model'])
-        settings = None if lora.mergeable(model) else lora.settings(model)
-        if not settings: lora.merge(model, unload=True)
-        saved['model'] = model.state_dict()
-        saved['model'].adapter = settings            # one that stays beside the weights
-    return file, config, saved['model'], bpe.loads(saved['tokenizer']) if saved.get('tokenizer') else None
-
-def outline(file, config, origin, most):
-    """The model on the meta device, where it takes no memory: whether it can be built, and of which shapes. At most so
-    many tensors, for a file may ask for a billion layers."""
-    left = most
-    def count(*_):
-        nonlocal left
-        left -= 1
-        if left < 0: raise ValueError(f'{origin}: the model would have more than {most:,} tensors: lower --n_layer')
-    hook = nn.modules.module.register_module_parameter_registration_hook(count)
-    try:
-        with untrusted(origin, but=(AttributeError, NameError)), torch.device('meta'):       # of a fork: its own bug
-            return file.Model(config)
-    finally: hook.remove()
-
-def further(names): return f' (and {len(names) - 1} more)' if len(names) > 1 else ''
-
-def load_weights(model, weights, origin, hint=''):
-    "load strictly; a mismatch is one line. Weights with an adapter of their own (load_parts) bring it along"
-    if getattr(weights, 'adapter', None): lora.attach(model, 'default', **weights.adapter)
-    try: model.load_state_dict(weights, strict=True, assign=any(p.is_meta for p in model.parameters()))
-    except RuntimeError as e:
-        lines, own = [l.strip() for l in str(e).splitlines() if l.strip()], model.state_dict()
-        why, script = lines[:2][-1], type(model).__module__ + '.py'
-        if lacks := [k for k in own if k not in weights]:
-            why = f'Missing key {lacks[0]!r}{further(lacks)}, which {script} has with these settings'
-        elif extra := [k for k in weights if k not in own]:
-            why = f'Unexpected key {extra[0]!r}{further(extra)}, which {script} has not with these settings'
-        raise ValueError(f'{origin}: the weights do not fit the model: {why}{hint}') from None
-
-def load_model(path, device='cpu', base=''):
-    """-> (model in eval mode, tokenizer or None). path: an out_dir, a .pt file, or a folder in the Hugging Face layout.
-    base: other weights than those that the adapter in `path` was made for. Raises FileNotFoundError or ValueError, with
-    one line that says what is wrong."""
-    file, config, weights, tokenizer = load_parts(path, base=base)
-    load_weights(outline(file, config, path, 2 * len(weights) + 100), weights, path)
-    model = file.Model(config)
-    load_weights(model, weights, path)
-    return model.to(device).eval(), tokenizer
-
-def export_hf(file, model, tokenizer, folder, convert=None):
-    "write config.json, model.safetensors and, if the format can hold it, the tokenizer; further models into subfolders"
-    layout = models.layout_of(file)
-    config, weights = (convert or layout.to_hf)(model) or (None, None)
-    if config is None: return
-    others = {} if convert else getattr(layout, 'hf_folders', {})
-    for name, other in others.items(): export_hf(file, model, tokenizer, os.path.join(folder, name), other)
-    os.makedirs(folder, exist_ok=True)
-    write_safetensors(os.path.join(folder, 'model.safetensors'), {k: v.contiguous() for k, v in weights.items()})
-    write_atomic(os.path.join(folder, 'config.json'), lambda f: f.write(json.dumps(config, indent=2).encode()))
-    if tokenizer:
-        c, around = model.config, {}                 # what encode() of the model file puts around a text
-        if hasattr(c, 'sep_id'):
-            around = {n: i if (i := getattr(c, n + '_id')) >= 0 else c.eot_id for n in ('cls', 'sep')}
-            around |= dict(double=getattr(c, 'double_sep', False), segments=getattr(c, 'n_segments', 0) > 1,
-                           length=c.block_size)
-        elif hasattr(file, 'generate'): around = dict(sep=c.eot_id)
-        try: tokenizer.save_hf(folder, **around)     # transformers has no file for some formats
-        except ValueError as e: print(f'{folder}: without a tokenizer ({e})')
-
-def draw_curve(path, rows, title):
-    "metrics rows -> an SVG of training and validation loss against steps that any browser opens"
-    points = lambda key: [(r['step'], r[key]) for r in rows if key in r and math.isfinite(r[key])]
-    train, val = points('train_loss'), points('val_loss')
-    if not train + val: return
-    W, H, L, R, T, B = 760, 420, 60, 20, 40, 45
-    x1, ys = max(1, max(x for x, _ in train + val)), [y for _, y in train + val]
-    lo, hi = min(ys), max(ys)
-    lo, hi = lo - 0.03 * (hi - lo or 1), hi + 0.03 * (hi - lo or 1)
-    X, Y = lambda x: L + (W - L - R) * x / x1, lambda y: H - B - (H - T - B) * (y - lo) / (hi - lo)
-    def ticks(a, b, n=6):
-        power = 10 ** math.floor(math.log10((b - a) / n))
-        unit = next(m * power for m in (1, 2, 5, 10) if m * power >= (b - a) / n)
-        return [i * unit for i in range(math.ceil(a / unit), math.floor(b / unit) + 1)]
-    words = lambda x, y, text, how='text-anchor="middle"': f'<text x="{x:.1f}" y="{y:.1f}" {how}>{text}</text>'
-    rule = lambda y, color: f'<line x1="{L}" x2="{W - R}" y1="{y:.1f}" y2="{y:.1f}" stroke="{color}"/>'
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {H}" font-family="sans-serif" font-size="12">',
-           f'<rect width="{W}" height="{H}" fill="white"/>', words(L, 22, title, 'font-size="14" font-weight="bold"')]
-    for t in ticks(lo, hi): out += [rule(Y(t), '#e4e4e4'), words(L - 8, Y(t) + 4, f'{t:.3g}', 'text-anchor="end"')]
-    for t in ticks(0, x1): out.append(words(X(t), H - B + 18, f'{t:g}'))
-    out += [rule(H - B, 'black'), words((L + W - R) / 2, H - 8, 'optimizer steps')]
-    for name, line, color, at in (('training loss', train, '#9ab8d8', 250), ('validation loss', val, '#c0392b', 120)):
-        if not line: continue
-        places = ' '.join(f'{X(x):.1f},{Y(y):.1f}' for x, y in line)
-        out += [f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{places}"/>',
-                words(W - R - at, 22, f'{name} {line[-1][1]:.3f}', f'fill="{color}"')]
-    for x, y in val:                                 # dots that tell their numbers
-        out.append(f'<circle cx="{X(x):.1f}" cy="{Y(y):.1f}" r="2.6" fill="#c0392b">'
-                   f'<title>step {x}: {y:.4f}</title></circle>')
-    write_atomic(path, lambda f: f.write('\n'.join(out + ['</svg>']).encode()))
 
 # ---------------------------------------------------------------------------------------------------- the run
 
-# bf16 dense FLOP/s, from data sheets
-PEAK = {'B200': 2250e12, 'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12,
-        'RTX 3090': 71e12}
-
-# what ends a run after the step at hand
-SIGNALS = [getattr(signal, s) for s in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, s)]
-
-class Log:
-    "what a person sees, metrics.jsonl, log.txt and loss.svg; silent on all ranks but the first. step < 0: a new run"
-    def __init__(self, folder, on, step, send=''):
-        self.on, self.folder, self.rows, self.wide, self.wandb, self.board = on, folder, [], 0, None, None
-        if not on: return
-        path = os.path.join(folder, 'metrics.jsonl')
-        def kept():                                  # resumed: forget what a killed run wrote after its last checkpoint
-            for line in open(path, 'rb') if step >= 0 and os.path.exists(path) else ():
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    if (row := json.loads(line))['step'] <= step:
-                        self.keep(row)
-                        yield line.rstrip() + b'\n'
-        write_atomic(path, lambda f: f.writelines(kept()))
-        self.jsonl = open(path, 'a', encoding='utf-8')
-        self.text = open(os.path.join(folder, 'log.txt'), 'w' if step < 0 else 'a', encoding='utf-8')
-        if send == 'wandb':
-            import wandb
-            self.wandb = wandb.init(project='flatformers', name=folder)
-        if send == 'tensorboard':
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(folder)
-
-    def write(self, file, line):                     # a full disk must not end the run
-        with contextlib.suppress(OSError): print(line, file=file, flush=True)
-    def note(self, line):                            # log.txt alone
-        if self.on: self.write(self.text, line)
-    def say(self, line):                             # a line that stays
-        if self.on: self.write(sys.stdout, '\r\033[K' * bool(self.wide) + line)
-        self.wide = 0
-        self.note(line)
-    def live(self, line):                            # a line that the next one replaces; off a terminal it stays
-        if not self.on or not sys.stdout.isatty(): return self.say(line)
-        self.note(line)
-        print('\r\033[K' + line[:shutil.get_terminal_size().columns - 1], end='', flush=True)
-        self.wide = 1
-    def metrics(self, row):
-        if not self.on: return
-        row = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}    # JSON has no NaN
-        self.keep(row)
-        self.write(self.jsonl, json.dumps(row))
-        if self.wandb: self.wandb.log(row, step=row['step'])
-        for k, v in row.items() if self.board else (): self.board.add_scalar(k, v, row['step'])
-    def keep(self, row):                             # for the curve, which needs no more points than pixels
-        self.rows.append(row)
-        if len(self.rows) <= 4000: return
-        self.rows = [r for key in ('train_loss', 'val_loss') for r in [r for r in self.rows if key in r][1::2]]
-    def curve(self, title):
-        with contextlib.suppress(OSError):
-            if self.on: draw_curve(os.path.join(self.folder, 'loss.svg'), self.rows, title)
-
-def readable(name):
-    known = {'val_loss': 'validation loss', 'val_bpb': 'bits per byte'}
-    return known.get(name, name.removeprefix('val_').replace('_', ' '))
-
-def span(seconds):
-    if seconds < 100: return f'{seconds:.0f} s'
-    return f'{seconds / 60:.0f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'
-
-def note_start(log, file, config, values, folder, meta, argv, saved):
-    "what log.txt begins with: the command, versions, checksums, settings and, of a new run, the scripts themselves"
-    log.note(f'#### {time.ctime()}: python train.py {shlex.join(argv)}\n'
-             f'# python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, '
-             f'{platform.platform()}, git {git_revision()}\n'
-             f'# data {folder}: {json.dumps(meta["sha256"])}\n'
-             f'# train {json.dumps(dataclasses.asdict(config))}\n# model {json.dumps(values)}')
-    if saved: return
-    for path in (os.path.abspath(__file__), file.__file__):
-        log.note(f'#### {os.path.basename(path)}\n{open(path, encoding="utf-8").read()}')
-    log.note('#### run')
-
-def say_result(log, result, model, goal, best, began):
-    "the last lines: what the run took, what it reached, what to type next. goal, best: names of numbers in the result"
-    out, seconds, memory = result['out_dir'], result['train_seconds'], result['peak_memory_mb'] / 1024
-    log.say(f'{result["steps"]} steps, {result["tokens"]:,} tokens in {span(seconds)} of training '
-            f'({span(time.time() - began)} in all, peak memory {memory:.2f} GB)')
-    common = [v for k, v in result.items() if k.startswith('commonest_')][:1]
-    log.say(f'best {readable(goal)} {result[best]:.4f}'
-            + ''.join(f' (the commonest class alone: {v:.4f})' for v in common)
-            + ''.join(f', last {readable(k)} {result[k]:.4f}' for k in (goal, 'val_bpb') if k in result))
-    gaps = getattr(model.config, 'mask_id', -1) >= 0 and not getattr(model.config, 'has_detector', False)
-    use = dict(labelled='--classify=TEXT', tagged='--classify=TEXT', choice='--classify=FILE.jsonl',
-               qa='--question=TEXT --context=TEXT', instruct='--interactive').get(
-                   result['kind'], "--prompt='TEXT [MASK] TEXT'" if gaps else '--prompt=TEXT')
-    path = f'--out_dir={out}' if goal == 'val_loss' else f'--init_from={out}/best.pt'
-    log.say(f'curve: {out}/loss.svg | use it: python sample.py {path} {use} | '
-            f'go on: python train.py --resume --out_dir={out} --max_iters={2 * max(result["steps"], 1)}')
-
-def git_revision():
-    command = ['git', '-C', HERE, 'describe', '--always', '--dirty']
-    try: return subprocess.run(command, capture_output=True, text=True).stdout.strip() or 'none'
-    except OSError: return 'none'
-
-def wide_products():
-    """MKL leaves AVX-512 unused on AMD, oneDNN does not: matrix products in half of the time. torch gives fp32 to
-    oneDNN only by the setting that allows bf16 inside, which oneDNN takes up on AMX alone: a product is held against
-    fp64 first."""
-    matmul, a = getattr(torch.backends.mkldnn, 'matmul', None), torch.arange(512 * 512.0).sin().view(512, 512)
-    with contextlib.suppress(OSError):
-        wide = torch.backends.cpu.get_cpu_capability() == 'AVX512' and hasattr(matmul, 'fp32_precision')
-        if not wide or 'AuthenticAMD' not in open('/proc/cpuinfo').read(4000): return
-        matmul.fp32_precision = 'bf16'
-        if ((a @ a).double() - a.double() @ a.double()).abs().max() > 1e-3: matmul.fp32_precision = 'ieee'
-
-def native_bf16():                                   # older GPUs emulate it, slowly: float16 is what they have
-    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 def pick_attention(device, config):
     """A CPU's fused attention kernel takes two to five times as long as plain products for rows of up to 256 tokens,
@@ -752,43 +305,6 @@ def pick_attention(device, config):
     torch.backends.cuda.enable_flash_sdp(device.type != 'cpu' or length > 256)             # the CPU's kernel too
     torch.backends.cuda.enable_cudnn_sdp(getattr(config, 'kind', 'text') == 'text' and not window)
 
-def pick_device(name):
-    local = int(os.environ.get('LOCAL_RANK', 0))
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try: device = torch.device(name)
-    except RuntimeError: raise ValueError(f'--device={name}: expected auto, cpu, cuda, cuda:N or mps') from None
-    if device.type == 'cuda':
-        if not torch.cuda.is_available():
-            raise ValueError(f'--device={name}: this torch ({torch.__version__}) sees no CUDA device; use --device=cpu')
-        device = torch.device('cuda', local if device.index is None else device.index)
-        if device.index >= (n := torch.cuda.device_count()):
-            raise ValueError(f'--device={device}: there are {n} GPUs (0 to {n - 1})')
-        torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    elif device.type == 'cpu':
-        # keep large blocks (logits) in the process: fresh pages cost up to a third of a step
-        with contextlib.suppress(OSError, AttributeError, TypeError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(-4, 0), libc.mallopt(-1, 2 ** 31 - 1)            # glibc's M_MMAP_MAX, M_TRIM_THRESHOLD
-        wide_products()
-    elif device.type != 'mps': raise ValueError(f'--device={name}: expected auto, cpu, cuda, cuda:N or mps')
-    return device
-
-def peak_memory(device):                             # in MB
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device) / 2 ** 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
-
-def attention_backend(run):
-    "the name of the kernel that scaled_dot_product_attention picks while run() runs"
-    seen, real = set(), F.scaled_dot_product_attention
-    def spy(*a, **kw):
-        with contextlib.suppress(Exception): seen.add(torch.nn.attention.SDPBackend(torch._fused_sdp_choice(*a, **kw)))
-        return real(*a, **kw)
-    F.scaled_dot_product_attention = spy
-    try: run()
-    finally: F.scaled_dot_product_attention = real
-    return ', '.join(sorted(kernel.name.lower().replace('_attention', '') for kernel in seen)) or 'unknown'
 
 def main(argv=None):
     """Train as the flags say; -> dict of the final metrics (val_loss, val_bpb, train_seconds, steps, ...).
@@ -831,44 +347,6 @@ def main(argv=None):
         print(f'{readable(k)}:'.ljust(36), f'from {config.init_from} {result[k]:.4f}, from new weights {other[k]:.4f}')
     return result
 
-def open_data(config, file, flags, saved, origin, tokenizer):
-    "-> prepared folder, its meta, tokenizer. `tokenizer`: that of the weights to start from, which the data must share"
-    if tokenizer and 'tokenizer' not in flags:       # prepare the text with it; finds what an earlier run has prepared
-        with tempfile.TemporaryDirectory() as tmp:
-            tokenizer.save(os.path.join(tmp, 'tokenizer.json'))
-            try: folder = text.resolve(config.data, os.path.join(tmp, 'tokenizer.json'), 0)
-            except OSError as e:                     # tells to run a script, but this file will be gone
-                e.args = tuple(a.replace(os.path.join(tmp, 'tokenizer.json'), origin) if isinstance(a, str) else a
-                               for a in e.args)
-                raise
-            except ValueError as e:
-                if tmp not in str(e): raise
-                raise ValueError(f'{str(e).split(", asked")[0]}, {origin} was trained with {tokenizer.name} '
-                                 f'({tokenizer.vocab_size}): pass the text itself as --data to prepare it again'
-                                 ) from None
-    else: folder = text.resolve(config.data, config.tokenizer, flags.get('vocab_size', 0))
-    meta = text.open_meta(folder)
-    name = meta['tokenizer']                         # a file of the folder, or a tokenizer's name
-    in_folder = name.endswith('.json')
-    try: own = bpe.load(os.path.join(folder, name) if in_folder else name)
-    except OSError as e:
-        if tokenizer is None and in_folder: raise
-        own = tokenizer
-        if own is None: print(f'no tokenizer {name} ({e}): no bits per byte and no sample', file=sys.stderr)
-    if in_folder and own.vocab_size != meta['vocab_size']:
-        raise ValueError(f'{folder}: meta.json says {meta["vocab_size"]} ids, {name} has {own.vocab_size}: '
-                         f'delete {folder} and prepare it again')
-    if tokenizer and own and own.dumps() != tokenizer.dumps():
-        raise ValueError(f'{config.data} is prepared with the tokenizer {own.name} ({own.vocab_size} ids), '
-                         f'{origin} was trained with {tokenizer.name} ({tokenizer.vocab_size}): '
-                         'leave out --tokenizer to prepare the text again')
-    if saved and saved['data'] != meta['sha256']:
-        raise ValueError(f'--resume: the data in {folder} is not what the run was trained on; '
-                         f'start a new run with --init_from={config.out_dir}')
-    kinds = getattr(file, 'kinds', ('text',))
-    if meta['kind'] not in kinds:
-        raise ValueError(f'{config.data} holds {meta["kind"]} data, {file.__name__}.py trains on {", ".join(kinds)}')
-    return folder, meta, own
 
 def open_weights(config, file, flags, values, saved):
     "-> the model's Config values, weights or None, tokenizer or None, where they came from"
@@ -894,208 +372,6 @@ def open_weights(config, file, flags, values, saved):
     values = {**dataclasses.asdict(given), **wanted}
     return values, None if config.new_weights else weights, tokenizer, config.init_from
 
-def fields_from_data(file, meta, tokenizer, fixed):
-    "the model's Config fields that the data and its tokenizer decide; fixed: given weights know their own vocabulary"
-    labels = meta.get('labels') or []
-    fill = dict(vocab_size=meta['vocab_size'], kind=meta['kind'], n_labels=len(labels),
-                labels=json.dumps(labels, ensure_ascii=False), no_answer=bool(meta.get('no_answer')),
-                **{r + '_id': getattr(tokenizer, r, None) for r in ('eot', 'pad', 'cls', 'sep', 'mask')})
-    if fixed: fill.pop('vocab_size')
-    elif tokenizer: fill.update((n, -1) for n in ('cls_id', 'sep_id', 'mask_id') if fill[n] is None)    # it has none
-    return fill | (file.fill(tokenizer) if tokenizer and hasattr(file, 'fill') else {})
-
-def build_model(file, mconfig, weights, origin, seed, new_task=False):
-    """A model on the CPU: the same first weights on every device and rank. new_task: heads that the weights lack keep
-    their first weights, heads that the model lacks are left out; the caller says which."""
-    model = outline(file, mconfig, origin or 'a model of these sizes',
-                    30_000 if weights is None else 2 * len(weights) + 100)
-    need = 4 * sum(p.numel() for p in model.parameters())
-    have = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    if need > have:
-        raise ValueError(f'{need / 4e9:,.1f} G parameters take {need / 1e9:,.0f} GB, this machine has '
-                         f'{have / 1e9:,.0f} GB of memory: lower --n_embd, --n_layer or the size of the vocabulary')
-    if weights is not None:
-        own, block = model.state_dict(), getattr(mconfig, 'block_size', 0)
-        for k, w in weights.items():                 # a lowered block_size keeps the first positions
-            same = k in own and w.ndim and w.shape[1:] == own[k].shape[1:]
-            if same and len(own[k]) == block < len(w): weights[k] = w[:block]
-        if new_task:                                 # a head may have had other classes
-            head = lambda k: hasattr(model, 'depth_of') and model.depth_of(k) > mconfig.n_layer
-            fits = lambda k, w: k in own and (w.shape == own[k].shape or not head(k))
-            kept = {k: w for k, w in own.items() if head(k)}                  # a body that lacks a layer is refused
-            weights = {k: w for k, w in weights.items() if fits(k, w)}
-        load_weights(model, {**(kept if new_task else {}), **weights}, origin, '; take back what changed the model '
-                     f'(a flag, an edit of {file.__name__}.py), or add --new_weights to begin anew')  # on meta: a fit?
-    torch.manual_seed(seed)
-    model = file.Model(mconfig)
-    if weights is not None: model.load_state_dict(weights, strict=False)
-    return model
-
-def launch_id():
-    "tells one torchrun from another: its --rdzv_id, which is the same unless given, and on one node its process"
-    one_node = os.environ.get('LOCAL_WORLD_SIZE') == os.environ.get('WORLD_SIZE')
-    return [os.environ.get('TORCHELASTIC_RUN_ID'), os.getppid() if one_node else 0]
-
-def make_room(out, resumed):
-    "an out_dir that can be written; an earlier run in it is moved aside"
-    if not resumed and os.path.exists(os.path.join(out, 'ckpt.pt')):
-        aside = next(a for i in range(1, 10 ** 9) if not os.path.exists(a := f'{out.rstrip("/")}-{i}'))
-        os.rename(out, aside)
-        print(f'{out} held an earlier run, now in {aside} (--resume --out_dir={aside} goes on with it)')
-    try:
-        os.makedirs(out, exist_ok=True)
-        for name in os.listdir(out):                 # of a run that was killed while it wrote
-            if name.endswith('.tmp'): os.remove(os.path.join(out, name))
-        about = json.dumps(dict(pid=os.getpid(), argv=sys.argv, launch=launch_id())).encode()
-        write_atomic(os.path.join(out, 'run.json'), lambda f: f.write(about))
-    except OSError as e: raise OSError(f'--out_dir={out} cannot be written ({e.strerror}): choose another') from None
-
-class Feed:
-    "rows of a corpus -> arrays of a micro-batch -> tensors on the device"
-    def __init__(self, file, mconfig, corpus, device, tokenizer):
-        self.file, self.mconfig, self.corpus, self.device, self.tokenizer = file, mconfig, corpus, device, tokenizer
-        self.count = getattr(file, 'count', lambda *arrays: (int((arrays[-1] >= 0).sum()),))
-        self.summary = getattr(file, 'summary', lambda stats: stats)
-        self.lengths = np.array([tokens_in(row) for row in corpus.items])
-    def by_length(self, numbers):
-        "the same rows, those of equal length beside each other: less padding in a micro-batch, the batch is the same"
-        if not len(self.lengths): return numbers
-        places, _ = self.corpus.places(numbers, len(self.lengths), 0)
-        return numbers[np.argsort(self.lengths[places], kind='stable')]
-    def arrays(self, numbers):
-        draw, rng = self.corpus.rows(numbers)
-        draw.tokenizer = self.tokenizer              # for what a token spells (whole words)
-        return models.make_batch(self.file, draw, self.mconfig, rng)
-    def send(self, arrays):
-        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
-        if self.device.type != 'cuda': return [t.to(self.device) for t in tensors]
-        return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
-
-# what a prediction is held against, by the kind of data
-TRUTH = dict(labelled='label', choice='label', tagged='tags', qa='answers', pairs='target', instruct='response')
-
-class Evaluation:
-    "a fixed set of validation rows, the same for every batch size and number of ranks, shared out in micro-batches"
-    def __init__(self, feed, micro, limit, tokenizer, meta, rank, world):
-        self.feed, self.micro, self.world, self.tokenizer, self.predictions = feed, micro, world, tokenizer, []
-        self.metric, self.labels = meta.get('metric', ''), meta.get('labels')
-        counts = len(feed.count(*feed.arrays([0])))  # one row: learns the length of the windows
-        n = min(len(feed.corpus), limit or len(feed.corpus))
-        rows = np.arange(n)
-        if feed.corpus.items:                        # some of the examples: spread, for files lie sorted by class
-            rows = feed.by_length(rows * len(feed.corpus) // n)
-            self.examples = sorted({feed.corpus.items[i]['index'] for i in rows})
-        self.chunks = [rows[a:a + micro] for a in range(0, n, micro)]
-        self.mine = self.chunks[rank::world]
-        sums = np.zeros(counts + 1)
-        for arrays in map(feed.arrays, self.mine):   # the numbers of targets, and of the bytes that they spell
-            targets = arrays[-1][arrays[-1] >= 0] if tokenizer and getattr(feed.file, 'likelihood', False) else []
-            sums += [*feed.count(*arrays), tokenizer.byte_lengths[targets].sum() if len(targets) else 0]
-        sums = torch.from_numpy(sums)
-        if world > 1: dist.all_reduce(sums)
-        self.totals, self.bytes = sums[:-1].float().to(feed.device), sums[-1].item()
-        self.goal, self.sign = 'val_loss', -1        # what tells the best checkpoint, and whether more of it is better
-        self.truth = [e.get('references') or e.get(TRUTH[feed.corpus.kind]) for e in feed.corpus.examples]
-
-    def sample(self):                                # (T,) token ids of the first window, or a list of examples
-        corpus = self.feed.corpus
-        draw, _ = corpus.rows(np.arange(min(2, len(corpus.items)) or 1))
-        return draw(corpus.length, corpus.overlap)[0] if corpus.length else draw.examples()
-
-    @torch.no_grad()
-    def __call__(self, net, model, autocast):
-        "-> metrics. Of labelled data also the task's own, from self.predictions"
-        model.eval()
-        total, names, found, items = 0, [], [], self.feed.corpus.items
-        shards = [m for m in model.modules() if hasattr(m, 'unshard') and items]    # whole in predict(), which calls
-        for i in range(-(-len(self.chunks) // self.world)):    # more than forward(). All ranks as often: they gather
-            own = i < len(self.mine)
-            chunk = self.mine[i] if own else self.chunks[0]
-            arrays = self.feed.send(self.feed.arrays(chunk))
-            with autocast():
-                loss, stats = (net if len(chunk) == self.micro else model)(*arrays, totals=self.totals)
-                examples = [items[j] for j in chunk] if items else []
-                for m in shards: m.set_reshard_after_forward(False, recurse=False); m.unshard()
-                rows = models.rows_of(self.feed.file, self.feed.corpus.kind).predict(
-                    model, arrays, examples, self.tokenizer) if items else []
-                for m in shards: m.reshard(); m.set_reshard_after_forward(m is not model, recurse=False)
-            names = sorted(stats)
-            total = total + torch.stack([loss.double(), *(stats[k].double() for k in names)]) * own
-            found += rows if own else []
-        model.train()
-        total = total.cpu()
-        if self.world > 1:
-            dist.all_reduce(total)
-            dist.all_gather_object(parts := [None] * self.world, found)
-            found = [p for part in parts for p in part]
-        row = dict(val_loss=total[0].item())
-        if len(self.totals) == 1: row['val_ppl'] = math.exp(min(row['val_loss'], 700))         # the mean of one loss
-        if self.bytes: row['val_bpb'] = row['val_loss'] * self.totals[0].item() / math.log(2) / self.bytes
-        row |= {'val_' + k: v for k, v in self.feed.summary(dict(zip(names, total[1:].tolist()))).items()}
-        if found and self.metric in metrics.metrics:
-            best = {}                                # of several rows of one example (windows of a long text)
-            for p in found: best[p['index']] = max(best.get(p['index'], p), p, key=lambda p: p.get('score', 0))
-            self.predictions, truth = [best[i] for i in sorted(best)], [self.truth[i] for i in sorted(best)]
-            scores = metrics.compute(self.metric, [p['prediction'] for p in self.predictions], truth, self.labels)
-            row |= {'val_' + k: v for k, v in scores.items()}
-            self.goal, self.sign = 'val_' + next(iter(scores)), 1
-        return row
-
-class Evaluations:
-    """Several validation sets: each one's numbers bear its title. A folder's own set has none and tells the best
-    checkpoint; of a mixture the means do, of the losses and of each part's main metric (BLEU as a share of 1)."""
-    def __init__(self, sets):
-        self.sets, first, self.predictions, self.goal, self.sign = sets, next(iter(sets.values())), [], 'val_loss', -1
-        self.totals, self.sample = first.totals, first.sample
-        if first.feed.corpus.items: self.truth, self.examples = first.truth, first.examples
-
-    def __call__(self, *args):
-        found, row, own, self.predictions = {}, {}, self.sets.get(''), []
-        for title, evaluation in self.sets.items():
-            found[title] = evaluation(*args)
-            end, data = ('_' + title, dict(data=title)) if title else ('', {})
-            row |= {k + end: v for k, v in found[title].items() if not title or k != 'val_ppl'}
-            self.predictions += [{**p, **data} for p in evaluation.predictions]
-        if own: self.goal, self.sign = own.goal, own.sign
-        else:
-            mean = lambda values: sum(values) / len(found)
-            row = dict(val_loss=mean(r['val_loss'] for r in found.values()), **row)
-            if all(e.sign > 0 for e in self.sets.values()):
-                self.goal, self.sign = 'val_score', 1
-                scores = [found[t][e.goal] / (100 if e.goal == 'val_bleu' else 1) for t, e in self.sets.items()]
-                row = dict(val_score=mean(scores), **row)
-        return row
-
-def save_checkpoint(path, model, optimizers, rank, **state):
-    "gather on every rank, write on the first one. Raises OSError when the disk is full; the old file stays"
-    names, adapted = {p: n for n, p in model.named_parameters()}, hasattr(model, 'lora')
-    weights = lora.state(model) if adapted else model.state_dict()
-    data = dict(state, model={k: whole(v) for k, v in weights.items()}, optimizer=[
-        {names[p]: {k: whole(v) for k, v in s.items()} for p, s in opt.state.items()} for opt in optimizers])
-    if adapted: data['lora'] = lora.settings(model)
-    try:
-        if rank == 0: write_atomic(path, lambda f: torch.save(data, f))
-    except RuntimeError as e: raise OSError(first_line(e)) from None       # torch's writer reports a full disk so
-
-def restore(optimizers, model, states, origin):
-    named = dict(model.named_parameters())
-    say = lambda why: ValueError(f'{origin}: its optimizer state does not fit ({why}): leave --optimizer as it was, '
-                                 f'or start a new run with --init_from={origin}')
-    if len(states) != len(optimizers): raise say(f'of {len(states)} optimizers, this run has {len(optimizers)}')
-    for opt, saved in zip(optimizers, states):
-        own = {p for group in opt.param_groups for p in group['params']}
-        for name, state in saved.items() if isinstance(saved, dict) else [('', saved)]:
-            p = named.get(name)
-            if p not in own or not isinstance(state, dict): raise say(f'it is not of parameter {str(name)[:80]!r}')
-            row, column = (*p.shape[:-1], 1), (*p.shape[:-2], 1, *p.shape[-1:])
-            parts = [dict(step=(), exp_avg=p.shape, exp_avg_sq=p.shape)]
-            if type(opt) is Muon: parts = [dict(momentum_buffer=p.shape)]
-            if type(opt) is torch.optim.Adafactor:
-                parts = [dict(step=(), variance=p.shape), dict(step=(), row_var=row, col_var=column)]
-            if {k: getattr(v, 'shape', None) for k, v in state.items()} not in parts:
-                raise say(f'of {name} it has {", ".join(map(str, state))} in other shapes than {tuple(p.shape)}')
-            place = lambda v: like(v, p) if v.shape == p.shape else v
-            opt.state[p] = {k: place(v.to(p.device).clone()) for k, v in state.items()}
 
 def run(config, file, values, flags, changed, saved, argv, device, world, rank, listen, began):
     # ---- what to train, on what
@@ -1198,7 +474,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     except ImportError: raise ValueError(f'--log_to={sent_to}: not installed; pip install {sent_to}') from None
     if rank == 0: make_room(config.out_dir, saved)
     if rank == 0 and tokenizer and not saved:        # so that --tokenizer=OUT_DIR prepares further data
-        write_atomic(os.path.join(config.out_dir, 'tokenizer.json'), lambda f: f.write(tokenizer.dumps().encode()))
+        files.write_atomic(os.path.join(config.out_dir, 'tokenizer.json'), lambda f: f.write(tokenizer.dumps().encode()))
     start = saved or dict(step=0, tokens=0, train_seconds=0.0, best=-math.inf, worse=0, evaluated=-1)
     skipped = start.get('skipped', 0)                # updates that --skip_nonfinite left out
     step, tokens, seconds, best, worse, evaluated = (
@@ -1280,7 +556,9 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                      model_name=file.__name__, source=open(file.__file__, encoding='utf-8').read(),
                      tokenizer=tokenizer.dumps() if tokenizer else '', base=base, columns=columns)
         path = os.path.join(config.out_dir, name)
-        try: save_checkpoint(path, model, optimizers if name == 'ckpt.pt' else [], rank, **state); return True
+        weights = model.state_dict()
+        if hasattr(model, 'lora'): weights, state['lora'] = lora.state(model), lora.settings(model)
+        try: save_checkpoint(path, model, optimizers if name == 'ckpt.pt' else [], rank, weights, **state); return True
         except OSError as e:
             log.say(f'could not write {path} ({e}); an earlier one is kept. Free some space: the run goes on')
             return False
@@ -1363,7 +641,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
                 if rank == 0 and evaluation.predictions:
                     lines = ''.join(json.dumps(p) + '\n' for p in evaluation.predictions).encode()
                     with contextlib.suppress(OSError):     # a full disk must not end the run
-                        write_atomic(os.path.join(config.out_dir, 'predictions.jsonl'), lambda f: f.write(lines))
+                        files.write_atomic(os.path.join(config.out_dir, 'predictions.jsonl'), lambda f: f.write(lines))
             if row['val_loss'] <= config.target_val_loss:
                 log.say(f'reached --target_val_loss={config.target_val_loss:g} at step {step}: {row["val_loss"]:.4f} '
                         f'after {seconds:.2f} s of training')
@@ -1445,10 +723,6 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     if world > 1: dist.barrier()
     return final
 
-def out_of_memory(e):
-    "whether an error is lack of memory, of a GPU or the machine: torch has one type for the first alone"
-    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or any(
-        s in str(e) for s in ("can't allocate memory", 'CUBLAS_STATUS_ALLOC_FAILED', 'CUDA error: out of memory'))
 
 def cli():
     "main for the shell: a user's mistake is one line and a non-zero exit status"

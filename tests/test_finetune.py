@@ -73,7 +73,7 @@ def test_predictions_that_find_no_room_do_not_end_the_run(pretrained, sums, tmp_
     def full(path, write, real=files.write_atomic):
         if path.endswith('predictions.jsonl'): raise OSError(28, 'No space left on device')
         real(path, write)
-    monkeypatch.setattr(train, 'write_atomic', full)
+    monkeypatch.setattr(files, 'write_atomic', full)
     out = str(tmp_path / 'out')
     assert tune(pretrained, sums['two'], out, '--max_iters=1')['steps'] == 1 and os.path.exists(out + '/ckpt.pt') and not os.path.exists(out + '/predictions.jsonl')
 

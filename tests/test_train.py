@@ -10,6 +10,7 @@ import torch
 
 import bert, bpe, gpt, train
 from data import files, rows
+from lib import device
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = '--model=gpt --n_layer=2 --n_head=2 --n_embd=24 --block_size=16 --batch_size=8 --max_iters=6 --eval_interval=3 --eval_iters=11 --log_interval=2 --device=cpu --optimizer=adamw'.split()
@@ -688,7 +689,7 @@ def test_a_run_goes_on_when_no_file_can_be_written(tiny, monkeypatch):
         if not path.endswith(('.jsonl', '.json')): raise OSError(28, 'No space left on device')
         real(path, write)
     seen = []
-    monkeypatch.setattr(train, 'write_atomic', full)
+    monkeypatch.setattr(files, 'write_atomic', full)
     monkeypatch.setattr(train.Log, 'metrics', lambda self, row, real=train.Log.metrics: (seen.append(row['step']), real(self, row)))
     with pytest.raises(OSError, match='no checkpoint could be written in .*out: free some space'): tiny()
     assert max(seen) == 6
@@ -775,7 +776,7 @@ def test_who_imports_whom():
         found = set(imports(f'{ROOT}/{name}.py')) - set(sys.stdlib_module_names) - {''}
         if name in ('gpt', 'bert', 't5', 'electra'): allowed = {'torch', 'numpy'}
         elif name == 'bpe': allowed = {'numpy', 'tiktoken', 'regex', 'requests'}
-        elif name == 'lora': allowed = {'torch', 'numpy', 'regex', 'data', 'train'}
+        elif name == 'lora': allowed = {'torch', 'numpy', 'regex', 'data', 'lib'}
         elif name.startswith('data/'): allowed = {'numpy', 'tiktoken', 'regex', 'requests', 'bpe', 'data', 'text'} | ({'torch'} if name == 'data/files' else set())
         else: allowed = {'torch', 'numpy', 'adapters', 'bpe', 'data', 'train', 'lora', 'sample', 'lib'} | behind_a_flag.get(name + '.py', set())
         assert found <= allowed, f'{name}.py imports {found - allowed}'
@@ -796,7 +797,7 @@ def test_products_by_onednn_stay_those_of_fp32(exact, monkeypatch, tmp_path):
     inside = torch.float64 if exact else torch.bfloat16                    # whatever this machine has
     product = lambda a, b: real(a.to(inside), b.to(inside)).to(a.dtype) if a.dtype == torch.float32 else real(a, b)
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512')
-    monkeypatch.setattr(train, 'open', lambda *a: open(cpu), raising=False)
+    monkeypatch.setattr(device, 'open', lambda *a: open(cpu), raising=False)
     monkeypatch.setattr(torch.Tensor, '__matmul__', product)
     try:
         for vendor, wanted in (('GenuineIntel', 'ieee'), ('AuthenticAMD', 'bf16' if exact else 'ieee')):
