@@ -1,0 +1,1 @@
+"""Vocabularies that bpe.py does not train itself: readers of published files, WordPiece, Unigram."""
