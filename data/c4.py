@@ -21,7 +21,7 @@ the final paper and the code say 5 and 3.
 import hashlib, os, re, sys
 
 if __name__ == '__main__': sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import supervised, text
+from data import reading, supervised, text
 
 URL = 'https://huggingface.co/datasets/allenai/c4/resolve/main/en/'
 NOTICES = re.compile('javascript|terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies')
@@ -78,8 +78,8 @@ def pages(paths):
         page = []
         for piece, last in text.read_file(path):
             page.append(piece)
-            if len(page) > text.LINE // text.PIECE:
-                raise ValueError(f'{path}: a page of more than {text.LINE >> 20} MB; expected a file for each page, '
+            if len(page) > reading.LINE // reading.PIECE:
+                raise ValueError(f'{path}: a page of more than {reading.LINE >> 20} MB; expected a file for each page, '
                                  f'lines of .jsonl, or lines that read {text.EOT} between pages')
             if last: yield ''.join(page)
             if last: page = []

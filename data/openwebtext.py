@@ -10,7 +10,7 @@ become one. One page in 2000 is for validation, as nanoGPT has it.
 import lzma, os, re, sys, tarfile
 
 if __name__ == '__main__': sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import text
+from data import reading, text
 
 URL = 'https://huggingface.co/datasets/Skylion007/openwebtext/resolve/main/subsets/'
 
@@ -24,7 +24,7 @@ def pages(path):
                 with lzma.open(outer.extractfile(inner)) as unpacked, \
                         tarfile.open(fileobj=unpacked, mode='r|') as archive:
                     for page in archive:
-                        if page.name.endswith('.txt') and page.isfile() and page.size < text.LINE:
+                        if page.name.endswith('.txt') and page.isfile() and page.size < reading.LINE:
                             yield re.sub(r'\n{3,}', '\n\n',
                                          archive.extractfile(page).read().decode('utf-8', 'replace')).strip()
     except (tarfile.TarError, lzma.LZMAError, EOFError, UnicodeError, OverflowError) as e:

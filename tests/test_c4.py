@@ -8,7 +8,7 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from data import c4, text
+from data import c4, reading, text
 from test_data import put, read
 
 A, B, C = 'The old owl sat in its tree.', 'Does it see the field below?', 'A mouse ran for its life!'
@@ -264,7 +264,7 @@ def test_raw_pages_that_are_none(monkeypatch):
     refused(lambda: c4.prepare('byte', source=put('a.txt', 'Nothing here but a menu'), raw='true'), 'a.txt, cleaned as C4', 'no text in it')
     refused(lambda: c4.prepare('byte', source='nowhere', raw='true'), 'nowhere: no such file', kind=FileNotFoundError)
     refused(lambda: c4.prepare('byte', source='a.txt', raw='true', bad_words='nowhere.txt'), 'nowhere.txt', kind=FileNotFoundError)
-    monkeypatch.setattr(text, 'PIECE', 100); monkeypatch.setattr(text, 'LINE', 500)
+    monkeypatch.setattr(reading, 'PIECE', 100); monkeypatch.setattr(reading, 'LINE', 500)
     refused(lambda: c4.prepare('byte', source=put('long.txt', f'{A}\n' * 50), raw='true'), 'long.txt', 'a page of more than', text.EOT)
     many = put('many.txt', f'\n{text.EOT}\n'.join(story(i) for i in range(9)))            # each a few pieces, all of them more than a page may be
     assert both(c4.prepare('byte', source=many, raw='true')) == [story(i) for i in range(9)]

@@ -7,7 +7,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import bpe
-from data import download, fineweb, openwebtext, shakespeare, stdlib, supervised, text, wikitext
+from data import download, fineweb, openwebtext, reading, shakespeare, stdlib, supervised, text, wikitext, writing
 
 POEM = 'The owl said: "naïve 日本 🙂"\n\n  and flew\tover 37 hills.\nDown\n'
 
@@ -89,7 +89,7 @@ def test_pieces_change_nothing(monkeypatch, size):
     tok = bpe.train([code], 600)
     tok.save('tok.json')
     whole = text.prepare(path, 'tok.json', out='whole')
-    monkeypatch.setattr(text, 'PIECE', size)
+    monkeypatch.setattr(reading, 'PIECE', size)
     joined, parts = [''], list(text.read_file(path))
     for piece, last in parts: joined[-1] += piece; joined += [''] if last else []
     assert joined == [code, 'second <|endoftext|> stays\n', POEM, ''] and max(len(p) for p, _ in parts) <= size + 4
@@ -133,14 +133,14 @@ def test_special_text_is_plain_text():
     assert sum((text.tokens(folder, s)[0] == text.open_meta(folder)['eot']).sum() for s in ('train', 'val')) == 50
 
 def test_python_tokenizers_get_processes(monkeypatch):
-    monkeypatch.setattr(text, 'PIECE', 1000)
+    monkeypatch.setattr(reading, 'PIECE', 1000)
     docs = [f'{i} {POEM}' for i in range(200)]
     path = put('a.jsonl', lines(*({'text': d} for d in docs)))
-    whole = text.encode
+    whole = writing.encode
     def watched(*args):
         open('pids', 'a').write(f'{os.getpid()}\n')
         return whole(*args)
-    monkeypatch.setattr(text, 'encode', watched)
+    monkeypatch.setattr(writing, 'encode', watched)
     folder = text.prepare(path, 'char')
     assert sorted(read(folder, 'train') + read(folder, 'val')) == sorted(docs) and str(os.getpid()) not in open('pids').read().split()
 
@@ -183,7 +183,8 @@ def test_missing_and_unknown():
     refused(lambda: text.resolve('qqqq'), 'no data set', 'wikitext', kind=FileNotFoundError)
     refused(lambda: text.resolve('stdlib-verbs'), 'names, modules', '--data=stdlib-names')
     refused(lambda: text.resolve('shakespeare-x'), 'no tasks')
-    assert {'c4', 'fineweb', 'openwebtext', 'shakespeare', 'stdlib', 'wikitext'} <= set(text.names()) and not {'text', 'rows', 'download'} & set(text.names())
+    refused(lambda: text.resolve('reading'), '--data=reading: no data set', kind=FileNotFoundError)
+    assert {'c4', 'fineweb', 'openwebtext', 'shakespeare', 'stdlib', 'wikitext'} <= set(text.names()) and not {'text', 'rows', 'download', 'reading', 'writing', 'opening', 'vocabulary'} & set(text.names())
 
 @pytest.fixture
 def made():
@@ -253,7 +254,7 @@ def test_a_tokenizer_made_here_is_recognised():
 
 def test_failure_leaves_what_was_there(monkeypatch, made):
     before = tree('made')
-    monkeypatch.setattr(text, 'finish', lambda *a: 1 / 0)
+    monkeypatch.setattr(writing, 'finish', lambda *a: 1 / 0)
     assert text.prepare('a.txt', 'byte', out='made') == 'made'         # it is there: nothing is written
     with pytest.raises(ZeroDivisionError): text.prepare('a.txt', 'byte', out='new')
     assert tree('made') == before and not os.path.exists('new') and not os.path.exists('new.tmp')
@@ -270,8 +271,8 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_place(monkeypatch):
     assert done[-1] == ('new.tmp', 'new') and set(done[:-1]) >= {os.stat('new/' + n).st_ino for n in os.listdir('new')}
 
 def prepare_slowly(queue, path, out):
-    finish = text.finish
-    text.finish = lambda *a: (time.sleep(0.3), queue.put(os.getpid()), finish(*a))[-1]
+    finish = writing.finish
+    writing.finish = lambda *a: (time.sleep(0.3), queue.put(os.getpid()), finish(*a))[-1]
     text.prepare(path, 'byte', out=out)
 
 def test_two_at_once_make_it_once():
@@ -287,7 +288,7 @@ def test_two_at_once_make_it_once():
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 def test_interrupted(how):
     path = put('a.txt', POEM * 20)
-    code = f'import sys, time; sys.path.insert(0, {ROOT!r}); from data import text; text.finish = lambda *a: (print("there", flush=True), time.sleep(60)); text.script(lambda: text.prepare("a.txt", "byte", out="out"), "")'
+    code = f'import sys, time; sys.path.insert(0, {ROOT!r}); from data import text, writing; writing.finish = lambda *a: (print("there", flush=True), time.sleep(60)); text.script(lambda: text.prepare("a.txt", "byte", out="out"), "")'
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)                # a shell's background job ignores Ctrl-C, and so would this
     run = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert run.stdout.readline() == 'there\n'

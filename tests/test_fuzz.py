@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import adapters, bert, bpe, electra, gpt, lora, t5, train
-from data import files, openwebtext, supervised, text
+from data import files, openwebtext, reading, supervised, text
 from data.rows import training, validation
 
 MORE = float(os.environ.get('FUZZ', 1))
@@ -569,7 +569,7 @@ def test_lines_of_json(real, tmp_path, monkeypatch, capsys):
         for i in range(int(200 * MORE)):
             row = hurt_tree(rng.choice(ROWS), rng)
             if isinstance(row, dict) and kind != 'text': holds('jsonl', lambda: supervised.check(row, kind, 'x.jsonl', 1), 999, row)
-    monkeypatch.setattr(text, 'LINE', 1000)
+    monkeypatch.setattr(reading, 'LINE', 1000)
     with pytest.raises(ValueError, match='a.jsonl line 1: longer than'): text.prepare(put(path, json.dumps(dict(text='a' * 2000)).encode()), 'byte', out=out)
     capsys.readouterr()
 
@@ -650,7 +650,7 @@ def test_archives_write_nothing(tmp_path):
     outer(('../a.xz', tarfile.REGTYPE, packed), ('b.xz', tarfile.SYMTYPE, b''), ('c.xz', tarfile.DIRTYPE, b''))
     assert list(openwebtext.pages(path)) == ['page', 'page'] and os.listdir(tmp_path) == ['a.tar']
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(text, 'LINE', 4)                            # a page that is larger than memory is left out
+        m.setattr(reading, 'LINE', 4)                            # a page that is larger than memory is left out
         assert list(openwebtext.pages(path)) == []
     rng, whole = random.Random(8), open(path, 'rb').read()
     for i in range(int(150 * MORE)): holds('archives', lambda: list(openwebtext.pages(put(path, hurt_bytes(whole, rng)))), len(whole), i)
