@@ -24,7 +24,6 @@ V vocabulary, K masked tokens of a row, L tokens of text in a row, N choices.
 import functools
 import json
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,6 +144,7 @@ class Config:
     def has_bias(self, part): return self.bias or part in self.biases.split()
 
 
+family = 'bert'                # whose tables of lib/ fit: rows of examples, samples; a copy keeps the line
 kinds = ('text', 'labelled', 'tagged', 'qa', 'choice')
 activations = {'gelu': F.gelu, 'gelu_tanh': functools.partial(F.gelu, approximate='tanh'),
                'relu': F.relu, 'silu': F.silu}
@@ -227,62 +227,22 @@ def role(config, name):
     return i
 
 
-@functools.lru_cache(4)
-def word_parts(tokenizer):
-    """-> two (V,) bool: the token begins like the middle of a word, the token ends inside a word. What is decoded after
-    a letter shows whether the tokenizer puts a space in front, be it byte-level or WordPiece."""
-    inside = lambda b: b >= 128 or chr(b).isalnum() or b == 95
-    letter = next(i for i in range(tokenizer.vocab_size) if tokenizer.decode_bytes([i])[-1:].isalpha())
-    skip, special = len(tokenizer.decode_bytes([letter])), set(tokenizer.special.values())
-    bytes_of = [b'' if i in special else tokenizer.decode_bytes([letter, i])[skip:]
-                for i in range(tokenizer.vocab_size)]
-    return tuple(np.array([len(b) > 0 and inside(b[at]) for b in bytes_of]) for at in (0, -1))
-
-
-def mix(x):  # the output function of SplitMix64 (Steele et al. 2014), on uint64 arrays
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
-    return x ^ (x >> np.uint64(31))
-
-
-def fixed_random(tokens, copy):
-    """A function like rng.random for static masks: numbers of a place depend on the tokens from 4 before it to 4 after
-    it and on the copy's number: a text meets the same mask wherever its window begins. (B, L), (B, 1) -> function"""
-    around = np.pad(tokens.astype(np.uint64) + np.uint64(1), ((0, 0), (4, 4)))
-    key = (sum(around[:, i:i + tokens.shape[1]] * mix(np.uint64([i + 1])) for i in range(9))
-           ^ mix(copy.astype(np.uint64) + np.uint64(99)))
-    calls = iter(range(1, 9))
-    return lambda n: (mix(key + mix(np.uint64([next(calls)]))) >> np.uint64(11)) * 2.0 ** -53
-
-
-def span_places(u_length, u_place, K, L):
-    """SpanBERT, 3.1: spans of geometric length (p = 0.2, at most 10, mean 3.8), K tokens in all, at least one token
-    apart. Random numbers (B, K), (B, L - K + 1) -> places (B, K) in order, number of the span that each belongs to
-    (B, K)"""
-    share = 0.2 * 0.8 ** np.arange(10)
-    length = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], u_length, 'right')  # (B, K): so many suffice
-    ends = np.minimum(np.cumsum(length, axis=1), K)                        # of each span, in hidden tokens
-    span = (ends[:, None] <= np.arange(K)[:, None]).sum(2)                 # (B, K)
-    slots = np.argsort(u_place, axis=1)[:, :K]                             # visible tokens before each span: distinct
-    slots = np.sort(np.where(np.arange(K) <= span[:, -1:], slots, L), axis=1)
-    return np.take_along_axis(slots, span, 1) + np.arange(K), span
-
-
 def choose(tokens, config, rng, tokenizer):
     """The tokens to hide. tokens: (B, L) -> places (B, K) in order, whether each counts (B, K), u for mask / random /
     keep (B, K), number of the span (B, K)"""
     (B, L), K = tokens.shape, config.n_masked
     special = np.isin(tokens, [i for i in (config.eot_id, config.pad_id, config.cls_id, config.sep_id, config.mask_id)
                                if i >= 0])
+    if config.masking != 'token' or config.static_masks: from lib import masking
     if config.masking == 'span':
-        places, span = span_places(rng.random(K), rng.random(L - K + 1), K, L)
+        places, span = masking.span_places(rng.random(K), rng.random(L - K + 1), K, L)
         u = np.take_along_axis(rng.random(K), span, 1)                     # a span is treated as a whole
         return places, ~np.take_along_axis(special, places, 1), u, span
-    random = fixed_random(tokens, rng.integers(0, config.static_masks, 1)) if config.static_masks else rng.random
+    random = masking.fixed_random(tokens, rng.integers(0, config.static_masks, 1)) if config.static_masks else rng.random
     order, fits = random(L) + special, np.ones((B, K), bool)               # separators come last
     if config.masking == 'word':
         if tokenizer is None: raise ValueError('masking=word needs the tokenizer of the text, and train.py gave none')
-        begins, ends = word_parts(tokenizer)
+        begins, ends = masking.word_parts(tokenizer)
         first = np.ones((B, L), bool)
         first[:, 1:] = ~(begins[tokens[:, 1:]] & ends[tokens[:, :-1]])
         order = np.take_along_axis(order, np.maximum.accumulate(np.where(first, np.arange(L), 0), 1), 1)  # of the word
@@ -298,9 +258,8 @@ def choose(tokens, config, rng, tokenizer):
 
 
 def batch(draw, config, rng):
-    """One micro-batch. Running text: ids (B, T), [segments (B, T)], places (B, K), [edges (B, K, 3)], [pair labels
-    (B,)], targets (B, K), where the brackets come with sentences, sbo, sentences. Supervised: see collate."""
-    if config.kind != 'text': return collate(draw.examples(), config)
+    """One micro-batch of running text: ids (B, T), [segments (B, T)], places (B, K), [edges (B, K, 3)], [pair labels
+    (B,)], targets (B, K), where the brackets come with sentences, sbo, sentences."""
     T, L = config.block_size, config.n_text
     cls, sep, mask = (role(config, name) for name in ('cls', 'sep', 'mask'))
     tokens = draw(L)                                                       # (B, L)
@@ -334,122 +293,6 @@ def count(*arrays):
     last, between = arrays[-1], [a for a in arrays[1:-1] if a.ndim == 1]
     return (int((last > -100).sum() if last.dtype.kind == 'f' else (last >= 0).sum()),
             *(int((a >= 0).sum()) for a in between))
-
-# ---------------------------------------------------------------------------------------------------------------------
-# fine-tuning: examples -> rows
-
-def offsets(text, tokenizer):
-    """-> ids, and of each token the characters of the text that it stands for, [(start, end)]. A byte-level tokenizer
-    tells them exactly; any other one encodes word by word, and a token of a word stands for the whole word."""
-    ids = tokenizer.encode(text)
-    sizes = [len(tokenizer.decode_bytes([i])) for i in ids]
-    if tokenizer.decode_bytes(ids) == text.encode() and sum(sizes) == len(text.encode()):
-        character = np.append(np.repeat(np.arange(len(text)), [len(c.encode()) for c in text]), len(text))  # per byte
-        ends = np.cumsum([0, *sizes])
-        spans = [(int(character[a]), int(character[b - 1]) + 1) for a, b in zip(ends, ends[1:])]
-        return ids, [(a + len(text[a:b]) - len(text[a:b].lstrip()), b) if text[a:b].strip() else (a, b)
-                     for a, b in spans]
-    pieces = [(m.span(), tokenizer.encode(m[0])) for m in re.finditer(r'\w+|[^\w\s]', text)]
-    return [i for _, p in pieces for i in p], [span for span, p in pieces for _ in p]
-
-
-def encode(example, tokenizer, config):
-    """An example of supervised data -> list of dicts, rows for collate: one, but a long context of kind qa gives one
-    for each window. Texts are cut to block_size, the longer one of a pair first."""
-    cls, sep = ([role(config, name)] for name in ('cls', 'sep'))
-    between = sep * (1 + config.double_sep)
-    def row(a, b=None):
-        a, b = list(a), None if b is None else list(b)
-        while (over := len(a) + len(b or ()) + (2 if b is None else 2 + len(between)) - config.block_size) > 0:
-            longer = a if b is None or len(a) >= len(b) else b
-            del longer[-max(1, min(over, abs(len(a) - len(b or ())))):]
-        first = cls + a + (sep if b is None else between)
-        return dict(ids=first + (b + sep if b is not None else []),
-                    segments=[0] * len(first) + [1] * (len(b) + 1 if b is not None else 0))
-    if config.kind == 'labelled':
-        b = example.get('text_b')
-        return [dict(row(tokenizer.encode(example['text']), None if b is None else tokenizer.encode(b)),
-                     label=example['label'])]
-    if config.kind == 'choice':
-        text = tokenizer.encode(example['text'])
-        return [dict(choices=[row(text, tokenizer.encode(c)) for c in example['choices']], label=example['label'])]
-    if config.kind == 'tagged':  # the first token of a word has its tag; a word in the middle comes after a space
-        ids, tags, words = list(cls), [-1], []
-        for i, (word, tag) in enumerate(zip(example['tokens'], example['tags'])):
-            pieces = tokenizer.encode(' ' * (i > 0) + word) or tokenizer.encode('?')
-            if len(ids) + len(pieces) + 1 > config.block_size: break
-            words.append(len(ids))
-            ids, tags = ids + pieces, tags + [tag] + [-1] * (len(pieces) - 1)
-        return [dict(ids=ids + sep, segments=[0] * (len(ids) + 1), tags=tags + [-1], words=words,
-                     n_words=len(example['tokens']))]
-    question, rows = cls + tokenizer.encode(example['question'])[:config.max_query] + between, []
-    ids, spans = offsets(example['context'], tokenizer)
-    room = config.block_size - len(question) - 1
-    if room < 1:
-        raise ValueError(f'block_size={config.block_size} leaves no room for the context: '
-                         'raise it or lower --max_query')
-    answer = next(iter(example.get('answers') or ()), None)
-    a, b = (answer['answer_start'], answer['answer_start'] + len(answer['text'])) if answer else (0, 0)
-    whole = [i for i, (x, y) in enumerate(spans) if x < b and y > a]       # the tokens of the answer
-    for at in range(0, max(1, len(ids) - room + config.doc_stride), min(config.doc_stride, room)):
-        part, start, end = spans[at:at + room], 0, 0                       # 0: [CLS], the answer is not in this window
-        if whole and at <= whole[0] and whole[-1] < at + room:
-            start, end = (len(question) + i - at for i in (whole[0], whole[-1]))
-        rows.append(dict(ids=question + ids[at:at + room] + sep, segments=[0] * len(question) + [1] * (len(part) + 1),
-                         start=start, end=end, first=len(question), spans=part, context=example['context']))
-        if at + room >= len(ids): break
-    return rows
-
-
-def collate(examples, config):
-    """Rows from encode -> ids, segments (B, T), mask (B, T) bool or (B, 0) when nothing is padded, targets: labels
-    (B,), numbers to regress to (B,), tags (B, T), starts and ends (B, 2). Choices: (B, N, T). T is the longest, to a
-    multiple of 8."""
-    grouped = [e['choices'] if config.kind == 'choice' else [e] for e in examples]
-    N, longest = max(map(len, grouped)), max(len(r['ids']) for g in grouped for r in g)
-    shape = len(examples), N, min(-(-longest // 8) * 8, max(config.block_size, longest))
-    ids, segments, mask, tags = (np.full(shape, max(0, config.pad_id)), np.zeros(shape, np.int64),
-                                 np.zeros(shape, bool), np.full(shape, -1))
-    for i, group in enumerate(grouped):
-        for j, r in enumerate(group):
-            n = len(r['ids'])
-            ids[i, j, :n], segments[i, j, :n], mask[i, j, :n] = r['ids'], r['segments'], True
-            if config.kind == 'tagged': tags[i, j, :n] = r['tags']
-    if mask.all(): mask = mask[..., :0]
-    if config.kind == 'choice': return ids, segments, mask, np.array([e['label'] for e in examples])
-    if config.kind == 'tagged': targets = tags[:, 0]
-    elif config.kind == 'qa': targets = np.array([(e['start'], e['end']) for e in examples])
-    else: targets = np.array([e['label'] for e in examples], np.int64 if config.n_labels else np.float32)
-    return ids[:, 0], segments[:, 0], mask[:, 0], targets
-
-
-@torch.no_grad()
-def predict(model, arrays, examples, tokenizer=None):
-    """The arrays of collate (as tensors) and the rows they were made of -> a dict for each: index, prediction (number
-    of the class or choice, value, list of the words' tags, text of the answer), score, by which windows of one example
-    compete, and name, the class in words if Config.labels tells it."""
-    c, out = model.config, []
-    names = json.loads(c.labels) if c.labels and c.n_labels else []
-    ids, segments, mask, _ = arrays
-    logits = model.logits(ids, segments, mask).float().cpu()
-    for y, e in zip(logits, examples):
-        if c.kind == 'labelled' and not c.n_labels: p, score = y.item(), 0.0
-        elif c.kind in ('labelled', 'choice'): score, p = (v.item() for v in y.softmax(-1).max(-1))
-        elif c.kind == 'tagged':  # words beyond block_size get tag 0
-            p, score = y[e['words']].argmax(-1).tolist() + [0] * (e['n_words'] - len(e['words'])), 0.0
-        else:  # the best pair with start <= end < start + max_answer, against [CLS] for "no answer"
-            a, n = e['first'], len(e['spans'])
-            both = y[a:a + n, 0, None] + y[None, a:a + n, 1]               # (n, n)
-            both = both.masked_fill(~torch.ones(n, n, dtype=torch.bool).triu().tril(c.max_answer - 1), -math.inf)
-            score, best = both.flatten().max(0) if n else (torch.tensor(-math.inf), 0)
-            score, (s, t) = score.item(), divmod(int(best), max(n, 1))
-            p = e['context'][e['spans'][s][0]:e['spans'][t][1]].strip() if n else ''
-            if c.no_answer:
-                score -= (y[0, 0] + y[0, 1]).item()
-                p = p if score > 0 else ''
-        out.append(dict(index=e.get('index', len(out)), prediction=p, score=score))
-        if names: out[-1]['name'] = names[p] if c.kind == 'labelled' else [names[i] for i in p]
-    return out
 
 # ---------------------------------------------------------------------------------------------------------------------
 # modules
@@ -809,38 +652,6 @@ class Model(nn.Module):
         return int((6 * N + 12 * c.n_embd * ((layers - local) * tokens + local * min(tokens, c.window + 1))) * tokens
                    + row)
 
-
-@torch.no_grad()
-def show(model, tokenizer, ids, n=96):
-    """Validation text with every sixth token or so hidden, and what the model puts there: [guess], or [guess|truth]
-    where it is wrong. With another head: the last part of some examples, the prediction and the truth."""
-    c, device = model.config, model.embeddings.tokens.weight.device
-    if isinstance(ids[0], dict):
-        lines, names = [], json.loads(c.labels) if c.labels and c.n_labels else []
-        for e, p in zip(ids, predict(model, [torch.from_numpy(a).to(device) for a in collate(ids, c)], ids, tokenizer)):
-            truth = [t for t in e['tags'] if t >= 0] if c.kind == 'tagged' else e.get('label')
-            if c.kind == 'qa':
-                truth = (e['context'][e['spans'][e['start'] - e['first']][0]:e['spans'][e['end'] - e['first']][1]]
-                         if e['start'] else '')
-            if names: truth = [names[t] for t in truth] if c.kind == 'tagged' else names[truth]
-            text = tokenizer.decode((e['choices'][0] if 'choices' in e else e)['ids'])
-            lines.append(f'{text[-400:]}\n    >>> {p.get("name", p["prediction"])} (truth: {truth})')
-        return '\n'.join(lines)
-    if c.kind != 'text': return ''
-    ids = np.asarray(ids[:min(n, c.block_size - 2)], np.int64)
-    hide = np.sort(np.random.default_rng(0).permutation(len(ids))[:max(1, len(ids) // 7)])
-    row = np.concatenate(([role(c, 'cls')], ids, [role(c, 'sep')]))
-    row[1 + hide] = role(c, 'mask')
-    guess = dict(zip(hide.tolist(),
-                     model.logits(torch.from_numpy(row)[None].to(device))[0, 1 + hide].argmax(1).tolist()))
-    text, run = '', []
-    for i, t in enumerate(ids.tolist()):                                   # runs of visible tokens are decoded together
-        if i not in guess: run.append(t); continue
-        right, wrong = tokenizer.decode([guess[i]]), '' if guess[i] == t else '|' + tokenizer.decode([t])
-        text, run = f'{text}{tokenizer.decode(run)}[{right}{wrong}]', []
-    hits = sum(guess[i] == ids[i] for i in guess)
-    return (f'{text}{tokenizer.decode(run)}\n    >>> {hits} of {len(guess)} hidden tokens filled as they were: '
-            '[guess], or [guess|truth]')
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Hugging Face: our names and theirs. Where theirs are several, ours holds their rows one after another. '~' stands for

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import bert, bpe, train
+from lib import masking, models, tasks
 from data.rows import Random, keyed
 
 tf = pytest.importorskip('transformers')
@@ -229,10 +230,14 @@ def test_presets_and_recipes_name_real_fields():
     for values in (bert.recipe, *bert.recipes.values()): assert set(values) <= fields | {'preset'}
     assert set(bert.recipes) <= set(bert.presets)
     for values in bert.presets.values(): bert.Config(**values)
-    source = open(bert.__file__, encoding='utf-8').read()
-    imports = {a.name.split('.')[0] for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import) for a in n.names} | {
-        n.module.split('.')[0] for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)}
-    assert imports <= {'torch', 'numpy', 'functools', 'json', 'math', 're', 'dataclasses'}
+    tree = ast.parse(open(bert.__file__, encoding='utf-8').read())
+    assert imports(tree.body) <= {'torch', 'numpy', 'functools', 'json', 'math', 'dataclasses'}
+    inside = [n for n in ast.walk(tree) if n not in tree.body]             # what a function asks for when a flag does
+    assert imports(inside) <= {'lib'}
+
+
+def imports(nodes):
+    return {a.name.split('.')[0] for n in nodes if isinstance(n, ast.Import) for a in n.names} | {n.module.split('.')[0] for n in nodes if isinstance(n, ast.ImportFrom)}
 
 
 # ---------------------------------------------------------------------------------------------------- hidden tokens
@@ -327,7 +332,7 @@ def test_whole_words():
 
 def test_which_tokens_go_on_with_a_word():
     tokenizer = bpe.train(['the cat sat_on the mats, don\'t 1234\n' * 9], 420)
-    begins, ends = bert.word_parts(tokenizer)
+    begins, ends = masking.word_parts(tokenizer)
     def first(text):
         ids = tokenizer.encode(text)
         return [tokenizer.decode([i]) for k, i in enumerate(ids) if k == 0 or not (begins[i] and ends[ids[k - 1]])]
@@ -336,14 +341,14 @@ def test_which_tokens_go_on_with_a_word():
         vocab_size, special, tokens = 6, {'[MASK]': 0}, ['[MASK]', 'play', '##ing', ',', 'the', '##é']
         def decode_bytes(self, ids):
             return ''.join(t[2:] if t.startswith('##') else ' ' * (k > 0) + t for k, t in enumerate(self.tokens[i] for i in ids)).encode()
-    begins, ends = bert.word_parts(Pieces())
+    begins, ends = masking.word_parts(Pieces())
     assert begins.tolist() == [False, False, True, False, False, True] and ends.tolist() == [False, True, True, False, True, True]
 
 
 def test_spans():
     """Geometric lengths with mean 3.8, exactly K tokens, spans that never touch, each masked as a whole, edges outside."""
     rng, lengths = Random(keyed(0, np.arange(4000))), []
-    places, span = bert.span_places(rng.random(60), rng.random(400 - 60 + 1), 60, 400)
+    places, span = masking.span_places(rng.random(60), rng.random(400 - 60 + 1), 60, 400)
     assert (np.diff(places, axis=1) > 0).all() and places.min() >= 0 and places.max() < 400
     joined = (np.diff(places, axis=1) == 1) == (np.diff(span, axis=1) == 0)
     assert joined.all()                                                    # neighbours are of one span, and no two spans are neighbours
@@ -535,7 +540,7 @@ def ready(tokenizer, **changes):
 
 
 def encoded(examples, tokenizer, config):
-    return [dict(row, index=i) for i, e in enumerate(examples) for row in bert.encode(e, tokenizer, config)]
+    return [dict(row, index=i) for i, e in enumerate(examples) for row in tasks.encode(e, tokenizer, config)]
 
 
 EXAMPLES = {
@@ -554,7 +559,7 @@ def test_each_kind_learns_its_examples(kind, tokenizer):
     rows = encoded(EXAMPLES[kind], tokenizer, config)
     def draw(*a): raise AssertionError('no running text here')
     draw.examples = lambda: rows
-    arrays = bert.batch(draw, config, None)
+    arrays = models.make_batch(bert, draw, config, None)
     assert arrays[0].shape[-1] % 8 == 0 and arrays[0].shape[-1] - max(len(r['ids']) for r in rows if 'ids' in r) < 8 if kind != 'choice' else arrays[0].shape[:2] == (2, 3)
     assert bert.count(*arrays) == ({'labelled': 3, 'tagged': 5, 'qa': 4, 'choice': 2}[kind],)
     torch.manual_seed(0)
@@ -565,14 +570,14 @@ def test_each_kind_learns_its_examples(kind, tokenizer):
         optimizer.zero_grad(); loss.backward(); optimizer.step()
     assert loss < 0.05 and stats['accuracy'] == 1
     model.eval()
-    got = bert.predict(model, tensors(arrays), rows, tokenizer)
+    got = tasks.predict(model, tensors(arrays), rows, tokenizer)
     want = {'labelled': [1, 0, 2], 'tagged': [[1, 0, 1], [0, 0]], 'qa': ['at noon', ''], 'choice': [0, 1]}[kind]
     assert [g['prediction'] for g in got] == want and [g['index'] for g in got] == list(range(len(want)))
-    one = bert.collate(rows[1:2], config)
-    alone = bert.predict(model, tensors(one), rows[1:2], tokenizer)
+    one = tasks.collate(rows[1:2], config)
+    alone = tasks.predict(model, tensors(one), rows[1:2], tokenizer)
     assert alone[0]['prediction'] == want[1] and abs(alone[0]['score'] - got[1]['score']) < 1e-3
     named = {'labelled': 'one', 'tagged': ['B-X', 'O', 'B-X']}.get(kind, want[0])
-    assert got[0].get('name', want[0]) == named and f'>>> {named} (truth: {named})' in bert.show(model, tokenizer, rows)
+    assert got[0].get('name', want[0]) == named and f'>>> {named} (truth: {named})' in models.show_of(bert)(model, tokenizer, rows)
     parts = [model(*tensors([a[i:i + 1] for a in arrays]), totals=torch.tensor([float(bert.count(*arrays)[0])]))[0] for i in range(len(rows))]
     assert abs(sum(parts) - model(*tensors(arrays))[0]) < 1e-4
 
@@ -580,7 +585,7 @@ def test_each_kind_learns_its_examples(kind, tokenizer):
 def test_regression(tokenizer):
     config = ready(tokenizer, kind='labelled', n_labels=0)
     rows = encoded([dict(text='a', label=2.5), dict(text='b c', label=-1.0)], tokenizer, config)
-    arrays = bert.collate(rows, config)
+    arrays = tasks.collate(rows, config)
     assert arrays[-1].dtype == np.float32 and bert.count(*arrays) == (2,)
     torch.manual_seed(0)
     model = bert.Model(config)
@@ -588,7 +593,7 @@ def test_regression(tokenizer):
     for _ in range(150):
         loss, _ = model(*tensors(arrays))
         optimizer.zero_grad(); loss.backward(); optimizer.step()
-    got = [r['prediction'] for r in bert.predict(model.eval(), tensors(arrays), rows)]
+    got = [r['prediction'] for r in tasks.predict(model.eval(), tensors(arrays), rows)]
     assert abs(np.subtract(got, [2.5, -1.0])).max() < 0.2
     mse = np.mean(np.square(np.subtract(got, [2.5, -1.0])))
     assert abs(model(*tensors(arrays))[0] - mse) < 1e-5
@@ -596,14 +601,14 @@ def test_regression(tokenizer):
 
 def test_texts_are_cut_to_the_row(tokenizer):
     config = ready(tokenizer, kind='labelled', n_labels=2, block_size=16)
-    row = lambda **e: bert.encode(dict(e, label=0), tokenizer, config)[0]
+    row = lambda **e: tasks.encode(dict(e, label=0), tokenizer, config)[0]
     sep = tokenizer.sep
     assert len(row(text='x' * 99)['ids']) == 16 and row(text='x' * 99)['ids'][-1] == sep
     pair = row(text='x' * 99, text_b='abc')                                # the longer one pays
     assert tokenizer.decode([i for i in pair['ids'] if i < 256]) == 'x' * 10 + 'abc' and pair['segments'] == [0] * 12 + [1] * 4
     even = row(text='x' * 99, text_b='y' * 50)['ids']
     assert len(even) == 16 and sorted((even.count(ord('x')), even.count(ord('y')))) == [6, 7]
-    roberta = bert.encode(dict(text='a', text_b='b', label=0), tokenizer, dataclasses.replace(config, double_sep=True))[0]['ids']
+    roberta = tasks.encode(dict(text='a', text_b='b', label=0), tokenizer, dataclasses.replace(config, double_sep=True))[0]['ids']
     assert roberta == [tokenizer.cls, ord('a'), sep, sep, ord('b'), sep]
 
 
@@ -612,7 +617,7 @@ def test_offsets(tokenizer):
     for t in (tokenizer, bpe.train(['the café opens at noon, naïve text ' * 20], 440), wordpiece):
         if t is None: continue
         for text in ('the Café opens, at noon', '  naïve\n\ttext 日本 ', '', "don't stop!"):
-            ids, spans = bert.offsets(text, t)
+            ids, spans = tasks.offsets(text, t)
             assert len(ids) == len(spans) and all(0 <= a < b <= len(text) for a, b in spans)
             covered = set().union(*(range(a, b) for a, b in spans)) if spans else set()
             assert all(i in covered for i, c in enumerate(text) if not c.isspace())
@@ -635,7 +640,7 @@ def test_long_contexts_go_into_overlapping_windows(tokenizer):
     best window of a question gives its answer."""
     config = ready(tokenizer, kind='qa', block_size=32, doc_stride=7)
     context = ' '.join(f'w{i:02d}' for i in range(40))
-    rows = bert.encode(dict(context=context, question='Q?', answers=[dict(text='w17 w18', answer_start=context.index('w17'))]), tokenizer, config)
+    rows = tasks.encode(dict(context=context, question='Q?', answers=[dict(text='w17 w18', answer_start=context.index('w17'))]), tokenizer, config)
     first = len('Q?') + 2
     assert all(len(r['ids']) <= 32 and r['first'] == first for r in rows) and len(rows) == -(-(len(context) - 27) // 7) + 1
     starts = [r['spans'][0][0] for r in rows]
@@ -657,10 +662,10 @@ def test_long_contexts_go_into_overlapping_windows(tokenizer):
             for i, r in enumerate(rows): y[i, r['start'], 0] = y[i, r['end'], 1] = 5.0
             y[:, first + 26, 0] = y[:, first, 1] = 6.0                     # an end before its start is no answer
             return y
-    got = bert.predict(Fixed(config), tensors(bert.collate(rows, config)), rows)
+    got = tasks.predict(Fixed(config), tensors(tasks.collate(rows, config)), rows)
     best = max(got, key=lambda r: r['score'])
     assert best['prediction'] == 'w17 w18'
-    assert bert.encode(dict(context='', question='Q?', answers=[]), tokenizer, config)[0]['ids'] == [tokenizer.cls, *b'Q?', tokenizer.sep, tokenizer.sep]
+    assert tasks.encode(dict(context='', question='Q?', answers=[]), tokenizer, config)[0]['ids'] == [tokenizer.cls, *b'Q?', tokenizer.sep, tokenizer.sep]
 
 
 def test_a_new_head_on_old_weights(tokenizer):
@@ -689,7 +694,7 @@ def test_depths():
 
 def test_show_fills_what_is_hidden(tokenizer):
     config = ready(tokenizer, n_layer=1)
-    text = bert.show(model_of(config), tokenizer, np.frombuffer(b'a line of text to hide something in, and more of it', np.uint8))
+    text = models.show_of(bert)(model_of(config), tokenizer, np.frombuffer(b'a line of text to hide something in, and more of it', np.uint8))
     assert text.count('[') == text.splitlines()[0].count('[') + 2 and 'of 7 hidden tokens filled' in text
 
 
@@ -699,4 +704,4 @@ def test_pretraining_through_the_trainer(prepared, tmp_path):
     got = train.main([*flags.split(), '--eval_iters=16', '--log_interval=30', '--device=cpu', '--compile=false', f'--out_dir={tmp_path}/out'])
     assert got['val_loss'] < 3.8 and 0 < got['val_accuracy'] < 1
     model, tokenizer = train.load_model(f'{tmp_path}/out')
-    assert model.config.mask_id == tokenizer.mask and 'hidden tokens filled' in bert.show(model, tokenizer, tokenizer.encode('one plus two is three; three minus one is two.'))
+    assert model.config.mask_id == tokenizer.mask and 'hidden tokens filled' in models.show_of(bert)(model, tokenizer, tokenizer.encode('one plus two is three; three minus one is two.'))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bert, train
+from lib import tasks
 from data import files, text
 from sklearn.metrics import accuracy_score
 
@@ -194,13 +195,13 @@ def test_a_tokenizer_without_roles_is_not_given_berts(corpus, tmp_path):
 
 def test_group_by_length_reorders_a_pool_of_batches(pretrained, sums, tmp_path, monkeypatch):
     """Sixteen batches hold the same examples as without it, each batch examples of about one length."""
-    seen, batch = {}, bert.batch
+    seen, collate = {}, tasks.collate
     def run(name, *flags):
         seen[name] = []
-        def spy(draw, config, rng):
-            if torch.is_grad_enabled(): seen[name].append([(e['index'], len(e['ids'])) for e in draw.examples()])
-            return batch(draw, config, rng)
-        monkeypatch.setattr(bert, 'batch', spy)
+        def spy(rows, config):
+            if torch.is_grad_enabled(): seen[name].append([(e['index'], len(e['ids'])) for e in rows])
+            return collate(rows, config)
+        monkeypatch.setattr(tasks, 'collate', spy)
         tune(pretrained, sums['three'], str(tmp_path / name), '--max_iters=16', '--eval_interval=99', '--batch_size=4', *flags)
         return seen[name][-17:-1]                                          # of the last step's successor, too, a batch was made
     plain, grouped = run('plain'), run('grouped', '--group_by_length')
@@ -264,20 +265,20 @@ def test_the_commonest_class_is_that_of_the_training_set(pretrained, tmp_path):
 
 def test_the_best_of_several_rows_of_an_example_counts(pretrained, tmp_path, monkeypatch):
     """Windows of a long context compete by their score."""
-    path, out, predict = tmp_path / 'x.jsonl', str(tmp_path / 'out'), bert.predict
+    path, out, predict = tmp_path / 'x.jsonl', str(tmp_path / 'out'), tasks.predict
     line = lambda i: dict(context=f'number {i} ' + 'plus one is two ' * 30, question='what?', answers=[dict(text=str(i), answer_start=7)])
     path.write_text(''.join(json.dumps(line(i)) + '\n' for i in range(60)))
     rows = []
     def spy(*args):
         rows.extend(found := predict(*args))
         return found
-    monkeypatch.setattr(bert, 'predict', spy)
+    monkeypatch.setattr(tasks, 'predict', spy)
     tune(pretrained, str(path), out, '--max_iters=1', '--eval_interval=9', '--doc_stride=8', '--max_query=4')
     predictions = lines_of(os.path.join(out, 'predictions.jsonl'))
     for p in predictions:
         scores = [r['score'] for r in rows if r['index'] == p['index']]
         assert len(scores) > 4 and p['score'] in scores
-    n = sum(len(bert.encode(e, train.load_model(out)[1], train.load_model(out)[0].config)) for e in lines_of(
+    n = sum(len(tasks.encode(e, train.load_model(out)[1], train.load_model(out)[0].config)) for e in lines_of(
         os.path.join(text.prepare(str(path), os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json'), 0), 'val.jsonl')))
     of = lambda part, i: max(r['score'] for r in part if r['index'] == i)
     best = [all(p['score'] == of(part, p['index']) for p in predictions) for part in (rows[:n], rows[n:2 * n])]
