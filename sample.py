@@ -662,7 +662,8 @@ def answer(model, tokenizer, config):
     questions = [row['question'] for row in inputs('question', config.question, 'question')]
     context = read_prompt('FILE:' * os.path.isfile(config.context) + config.context, 'context')
     rows, c = coded(model, tokenizer, [dict(context=context, question=q) for q in questions])
-    work = lambda arrays, rows: file_of(model).predict(model, arrays, rows, tokenizer)
+    rows_of = models.rows_of(file_of(model), c.kind)
+    work = lambda arrays, rows: rows_of.predict(model, arrays, rows, tokenizer)
     found = sorted(in_batches(model, c, rows, config.batch_size, work), key=lambda r: -r['score'])
     best = [{} for _ in questions]
     for r in found: best[r['index']].setdefault(r['prediction'], r['score'])                   # windows overlap: once each
