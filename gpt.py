@@ -538,14 +538,6 @@ class Model(nn.Module):
         cache.position += T
         return self.head(self.norm(x[:, -1]))[:, :self.config.vocab_size]
 
-    def flops(self):
-        """Training flops of one row: (6 N + 12 L T D) T, N without look-up tables, the head once (and once per token
-        predicted); causality is not halved."""
-        c, n = self.config, self.config.n_predict
-        N = sum(p.numel() for name, p in self.named_parameters() if not name.startswith('positions'))
-        N += ((n - 1) - (not c.tied)) * c.rows * c.n_embd
-        return (6 * N + 12 * (c.n_layer + n - 1) * c.block_size * c.n_head * c.width) * c.block_size
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Hugging Face. Modules by our name and theirs; where theirs are several, ours holds their rows one after another.
 

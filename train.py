@@ -19,7 +19,8 @@ A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch a
         forward(*arrays, totals=None) -> loss, stats. Both are sums divided by `totals`, the number of targets in the
                                  global batch (None: in this one), so that adding over micro-batches and ranks is exact
         logits(ids)              full logits, for parity and evaluation
-        cache(rows, length), step(ids, cache) -> (B, V), flops() -> training flops of a row      (optional)
+        cache(rows, length), step(ids, cache) -> (B, V)      (optional)
+        flops()                  optional: training flops of a row, where lib/flops.py does not count them well
     family                     optional: which tables of lib/ fit this Model (Hugging Face's layout, what is shown)
     from_hf(config, weights), to_hf(model), hf_types       optional: a Hugging Face layout of its own
     count(*arrays)             optional: numbers of targets, one for each entry of totals; default: entries >= 0 of the
@@ -78,6 +79,7 @@ from lib.curve import draw_curve
 from lib.log import Log, note_start, say_result, git_revision
 from lib.device import PEAK, wide_products, native_bf16, pick_device, peak_memory, attention_backend, out_of_memory
 from lib.launch import SIGNALS, launch_id, make_room
+from lib.flops import flops as training_flops
 from lib.feed import open_data, fields_from_data, Feed
 from lib.evaluate import TRUTH, Evaluation, Evaluations
 
@@ -435,7 +437,6 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
     n_params = sum(p.numel() for p in model.parameters())
     if config.lora_bits: lora.hold(model, config.lora_bits)
     model.to(device)
-    flops = model.flops() if hasattr(model, 'flops') and meta['kind'] == 'text' else 0         # of a full row
     first = feed.send(feed.arrays(np.arange(micro)))
     limit = config.eval_iters if meta['kind'] == 'text' or 'eval_iters' in flags else 0        # of examples all
     evaluation = Evaluations({
@@ -443,6 +444,7 @@ def run(config, file, values, flags, changed, saved, argv, device, world, rank, 
         for title, (val_set, m) in val_sets.items()})
     tokens_per_row, peak = train_set.tokens_per_row, 0
     if device.type == 'cuda': peak = next((v for k, v in PEAK.items() if k in torch.cuda.get_device_name(device)), 0)
+    flops = training_flops(model, feed.arrays([0])) if peak and meta['kind'] == 'text' else 0  # of a full row
     epoch = len(train_set) / config.batch_size       # in steps
     if config.epochs:
         steps = math.ceil(config.epochs * len(train_set) / config.batch_size)

@@ -20,8 +20,8 @@ any model: fused AdamW, its settings of memory and products; "plain" is transfor
 settings, as most people run it; "compiled" is tuned under torch.compile, and then ours is compiled too (--compile, the
 default on CUDA). All have the same shapes, dtype, batch, rate and first weights; their first losses must agree, else
 the row says DIFFERS. Tokens of a step are all that go in. A ratio over 1 means that ours is faster, or smaller; it is
-the median of the rounds' ratios. TFLOP/s and MFU of all sides take Model.flops() of ours (its docstring has the
-formula); MFU needs a peak that train.py knows, `of_matmul` is the share of what one large matrix product reaches here.
+the median of the rounds' ratios. TFLOP/s and MFU of all sides take the flops of ours (lib/flops.py says
+what counts); MFU needs a peak that train.py knows, `of_matmul` is the share of what one large matrix product reaches here.
 All rows also go to --out as lines of JSON. Run it on an idle machine: nothing else may use its cores.
 
 speedrun trains the command once a seed, whole: --target_val_loss is kept from train.py, because a run that ends at its
@@ -292,6 +292,13 @@ def random_batch(file, config, rows):
     draw, rng = random_rows(config.vocab_size, rows)
     return file.batch(draw, config, rng)
 
+def row_flops(file, config):
+    "training flops of a row, on the meta device"
+    import torch
+    from lib.flops import flops
+    with torch.device('meta'): model = file.Model(config)
+    return flops(model, random_batch(file, config, 1))
+
 def our_model(args, file, config, dtype=None):
     import torch, train
     device = train.pick_device(args.device)              # TF32 on CUDA; how memory is kept on a CPU
@@ -422,7 +429,7 @@ def bench_step(args, family):
         sides[f'{name} compiled'] = side(other, compiled=True)
         if args.device.startswith('cuda'): sides['ours with graphs'] = side(ours, compiled='reduce-overhead')
     tokens, how = ids.size + targets.size * (family == 't5'), ' memory' if args.memory else ' step'
-    with torch.device('meta'): flops = file.Model(config).flops() * rows / tokens if family != 'lora' else 0     # fewer
+    flops = row_flops(file, config) * rows / tokens if family != 'lora' else 0    # an adapter's are fewer
     out = race(args, f'{family} {size}{how}, {shape}, {args.dtype}', 'tokens/s', tokens, sides, flops,
                goal=GOALS.get((family, args.size), 0))
     for B in sorted({1, rows}) if family == 't5' and not args.memory else ():
@@ -463,7 +470,7 @@ def bench_tune(args):
         ids, *_, targets = random_batch(file, config, 1)
         T, sides = ids.size + targets.size * (family == 't5'), variants(now, family, config, rows)
         with torch.device('meta'): model = file.Model(config)
-        N, flops, tokens = sum(p.numel() for p in model.parameters()), model.flops() / T, rows * T
+        N, flops, tokens = sum(p.numel() for p in model.parameters()), row_flops(file, config) / T, rows * T
         if not args.side:
             best = matmul_peak(args.device, args.dtype, args.here)
             products, update = tokens * flops / best, 28 * N / bandwidth(args.device, 1 << (20 if args.here else 28))

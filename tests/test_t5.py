@@ -521,11 +521,6 @@ def test_fillings_are_shown_in_their_places(monkeypatch):
     assert wrong.startswith(text.split('[')[0] + '[ cat|') and wrong.replace('[ cat|', '[') == text and line.startswith(f'{len(gaps) - 1} of {len(gaps)} gaps')
 
 
-def test_flops():
-    with torch.device('meta'): m = t5.Model(t5.Config(**t5.presets['t5-v1_1-base']))
-    assert abs(m.flops() / 1e9 - 426) < 2
-
-
 def test_stands_alone():
     """imports torch and numpy alone, works from anywhere, does nothing at import"""
     code = "import sys; sys.argv = ['x']; import t5; print(t5.Model(t5.Config(n_layer=1, vocab_size=9, n_embd=8, n_hidden=8, n_head=1)).config.n_layer); " \
