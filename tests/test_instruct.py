@@ -335,7 +335,7 @@ def test_it_answers_and_stops_by_itself(tuned, capsys, monkeypatch):
     def spy(model, ids, *a, **kw):
         seen.append(ids.tolist())
         return real(model, ids, *a, **kw)
-    monkeypatch.setattr(sample, 'stream', spy)
+    monkeypatch.setattr('lib.generate.stream', spy)
     monkeypatch.setattr(sys, 'stdin', io.StringIO('a\nb\n'))
     ask(tuned, '--prompt=-', '--system=c')
     assert seen == [[chat.chat(talk('a\nb', system='c'), BYTE, config())]]  # without the end of the last line
@@ -386,7 +386,7 @@ def test_streaming_and_ctrl_c(tuned, monkeypatch, capsys):
             if (len(calls), calls[-1]) in ((2, 3), (3, 0)): raise KeyboardInterrupt
             calls[-1] += 1
             yield out
-    monkeypatch.setattr(sample, 'stream', interrupted)
+    monkeypatch.setattr('lib.generate.stream', interrupted)
     result = ask(tuned, '--interactive', '--max_new_tokens=20')
     bob = '<|sentinel_1|>Hello, I am Bob.<|sentinel_2|>Hel<|endoftext|><|sentinel_1|>'
     assert given[2].endswith(bob + 'Who am I?<|sentinel_2|>') and given[3].endswith(bob + 'Hi, I am Cy.<|sentinel_2|>')

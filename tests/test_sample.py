@@ -233,7 +233,7 @@ def test_end_of_text():
 def test_tokens_made_before_the_end_was_seen_are_cut_off(monkeypatch):
     """A GPU is asked every 16 tokens only."""
     made = torch.tensor([[1, 5, 6, 9, 7, 7], [2, 9, 8, 8, 8, 9]])          # after one token of prompt; 9 is the end
-    monkeypatch.setattr(sample, 'stream', lambda *a, **kw: iter([made]))
+    monkeypatch.setattr('lib.generate.stream', lambda *a, **kw: iter([made]))
     assert sample.generate(ours(theirs()), made[:, :1], 5, eot=9).tolist() == [[1, 5, 6, 9], [2, 9, 9, 9]]
 
 
@@ -301,7 +301,7 @@ def test_command(run_folder, text_model, capsys, monkeypatch, tmp_path):
     assert call(capsys, *flags, '--prompt', '-')[1].startswith('from a pipe\n')
     seen = []
     real = sample.stream
-    monkeypatch.setattr(sample, 'stream', lambda model, ids, *a, **kw: seen.append(ids.tolist()) or real(model, ids, *a, **kw))
+    monkeypatch.setattr('lib.generate.stream', lambda model, ids, *a, **kw: seen.append(ids.tolist()) or real(model, ids, *a, **kw))
     call(capsys, *flags)
     call(capsys, *flags, '--prompt=<|sep|>a')
     assert seen == [[[tokenizer.eot]], [[tokenizer.special['<|sep|>'], 97]]]
@@ -314,7 +314,7 @@ def test_stop_and_end(run_folder, text_model, capsys, monkeypatch):
         for t in range(1, len(said) + 1):
             asked.append(t)
             yield torch.cat((ids, torch.tensor([said[:t]] * len(ids))), dim=1)
-    monkeypatch.setattr(sample, 'stream', fake)
+    monkeypatch.setattr('lib.generate.stream', fake)
     asked, said = [], [*tokenizer.encode('one\n\ntwo'), tokenizer.eot, *tokenizer.encode('three')]
     for more in ([], ['--stream']):
         assert call(capsys, *flags, *more)[1] == 'aone\n\ntwo\n' and asked[-1] == 9
@@ -330,7 +330,7 @@ def test_streaming_shows_text_as_it_comes(run_folder, text_model, monkeypatch):
     real = sample.stream
     def counted(*a, **kw):
         for text in real(*a, **kw): made[0] += 1; yield text
-    monkeypatch.setattr(sample, 'stream', counted)
+    monkeypatch.setattr('lib.generate.stream', counted)
     config = sample.Config(max_new_tokens=15, ignore_eot=True, seed=1)
     texts, _ = sample.continuations(model, tokenizer, 'a', config, 1, 1, lambda piece: shown.append((made[0], piece)))
     assert ''.join(p for _, p in shown) == texts[0] and [n for n, _ in shown][:15] == list(range(1, 16))
@@ -349,7 +349,7 @@ def test_interactive(run_folder, monkeypatch, capsys):
         for i, text in enumerate(real(*a, **kw)):
             if len(calls) == 2 and i == 3: raise KeyboardInterrupt
             yield text
-    monkeypatch.setattr(sample, 'stream', interrupted)
+    monkeypatch.setattr('lib.generate.stream', interrupted)
     result, out, err = call(capsys, f'--out_dir={run_folder}', '--interactive', '--max_new_tokens=12')
     assert len(result['texts']) == 2 and out.index('first') < out.index('second') < out.index('stopped') < out.index('third')
     assert err.count('tokens/s') == 2
