@@ -1,8 +1,8 @@
 """What must not change while the code is rebuilt: results, files and texts of revision 232c872.
 
 Whole numbers are the same on every machine and are held as hashes in tests/pins/pins.json. Floats are not: there the old
-revision, out of git or from FLATFORMERS_BEFORE=FOLDER, runs beside this one, and both must agree to the last bit. What
-a person reads is held in tests/pins/*.txt, with the numbers masked that differ from machine to machine. After a change
+revision, out of git or from FLATFORMERS_BEFORE=FOLDER, runs beside this one (once on each machine, pytest's cache keeps
+what it did), and both must agree to the last bit. What a person reads is held in tests/pins/*.txt, with the numbers masked that differ from machine to machine. After a change
 of wording on purpose, or for a new entry:
 
     python tests/test_pins.py --write            # writes tests/pins/*.txt and pins.json anew; look at the diff
@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -282,29 +283,52 @@ class Driver:
         self.log.close()
 
 
-def run_both(folder):
-    """-> {'new': ..., 'old': ..., 'new opens': ..., 'old opens': ..., 'why not': ''}: what each revision's commands do."""
-    old, why_not = old_revision(folder + '/revision')
+def run_both(folder, kept):
+    """-> {'new', 'old', 'new opens', 'old opens': what the commands of each revision do, 'why not': why there is no old
+    one}. `kept` is a folder with the old revision's results of an earlier time, or where they are put."""
     drivers = dict(new=Driver(ROOT, folder + '/new'))
-    if old:
-        drivers['old'] = Driver(old, folder + '/old')
+    why_not = ''
+    if not os.path.exists(kept):
+        old, why_not = old_revision(folder + '/revision')
+        os.makedirs(folder + '/kept')
+        if old:
+            drivers['old'] = Driver(old, folder + '/kept/old')
     try:
         for name, driver in drivers.items():
             driver.ask('train', f'{folder}/{name}.json')
         found = {name: driver.answer() for name, driver in drivers.items()}
-        if old:                                      # each goes on with the old revision's files
-            shutil.copytree(folder + '/old', folder + '/old-with-new')
-            for name, work in (('new', 'old-with-new'), ('old', 'old')):
-                drivers[name].ask('open', f'{folder}/{work}', f'{folder}/{name}-opens.json')
-            found |= {f'{name} opens': driver.answer() for name, driver in drivers.items()}
-        return dict(found, **{'why not': why_not})
+        if 'old' in drivers:
+            shutil.copytree(folder + '/kept/old', folder + '/old')
+            drivers['old'].ask('open', folder + '/old', folder + '/old-opens.json')
+            found['old opens'] = drivers['old'].answer()
+            with open(folder + '/kept/found.json', 'w', encoding='utf-8') as f:
+                json.dump({name: found[name] for name in ('old', 'old opens')}, f)
+            shutil.move(folder + '/kept', kept)
+        if not why_not:                              # this revision goes on with the old one's files
+            with open(kept + '/found.json', encoding='utf-8') as f:
+                found |= json.load(f)
+            shutil.copytree(kept + '/old', folder + '/old-with-new')
+            drivers['new'].ask('open', folder + '/old-with-new', folder + '/new-opens.json')
+            found['new opens'] = drivers['new'].answer()
+        return found | {'why not': why_not}
     finally:
         for driver in drivers.values():
             driver.close()
 
 
+def machine():
+    """A name for all that the old revision's results hang on, and for the runs themselves."""
+    cpu = platform.processor()
+    if os.path.exists('/proc/cpuinfo'):
+        with open('/proc/cpuinfo', encoding='utf-8') as f:
+            cpu = sorted({line for line in f if line.startswith(('model name', 'flags'))})
+    with open(PINS + '/driver.py', encoding='utf-8') as f:
+        runs = f.read()
+    return digest(runs, BEFORE, os.environ.get('FLATFORMERS_BEFORE'), torch.__version__, np.__version__, sys.version, cpu)
+
+
 @pytest.fixture(scope='session')
-def both(tmp_path_factory):
+def both(tmp_path_factory, request):
     """run_both, once for all processes of pytest-xdist: the first one runs, the others wait for its file."""
     base = tmp_path_factory.getbasetemp()
     folder = str(base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) + '/both'
@@ -317,7 +341,7 @@ def both(tmp_path_factory):
             time.sleep(0.1)
     else:
         try:
-            found = run_both(folder)
+            found = run_both(folder, f'{request.config.cache.mkdir("pins")}/{machine()}')
         except RuntimeError as e:
             found = dict(failed=str(e))
         with open(done + '.tmp', 'w', encoding='utf-8') as f:
