@@ -1,9 +1,9 @@
 """What must not change while the code is rebuilt: results, files and texts of revision 232c872.
 
 Whole numbers are the same on every machine and are held as hashes in tests/pins/pins.json. Floats are not: there the old
-revision, out of git or from FLATFORMERS_BEFORE=FOLDER, runs beside this one (once on each machine, pytest's cache keeps
-what it did), and both must agree to the last bit. What a person reads is held in tests/pins/*.txt, with the numbers masked that differ from machine to machine. After a change
-of wording on purpose, or for a new entry:
+revision, out of git or from FLATFORMERS_BEFORE=FOLDER, runs beside this one, and both must agree to the last bit. It runs
+once on each machine, what it did is kept in pytest's cache. What a person reads is held in tests/pins/*.txt, with the
+numbers masked that differ from machine to machine. After a change of wording on purpose, or for a new entry:
 
     python tests/test_pins.py --write            # writes tests/pins/*.txt and pins.json anew; look at the diff
 """
