@@ -21,9 +21,8 @@ from lib.words import further
 
 
 def hf_file(config):
-    "the model file that understands this config.json: its hf_types names the model_type. Ours come before your copies"
-    names = sorted(scripts_with('hf_types ='), key=lambda n: n in ('gpt', 'bert', 't5', 'electra'))
-    known = hf.families | {t: n for n in names for t in import_model(n).hf_types}      # the last one counts
+    """The model file that opens this config.json: one of ours, or one of yours whose hf_types names the model_type."""
+    known = {kind: name for name in scripts_with('hf_types =') for kind in import_model(name).hf_types} | hf.families
     if (kind := config.get('model_type')) not in known:
         raise ValueError(f'config.json has model_type {kind!r}; known: {", ".join(sorted(known))}')
     return import_model(known[kind])

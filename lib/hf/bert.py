@@ -1,4 +1,4 @@
-"""bert.py as transformers knows it: BERT, RoBERTa, ALBERT, DistilBERT, ModernBERT, each with one of several heads."""
+"""bert.py as transformers knows it: BERT, RoBERTa, ALBERT, DistilBERT, ModernBERT, with heads."""
 import json
 
 from lib.hf import engine
@@ -7,7 +7,7 @@ from lib.hf.engine import Type
 from lib.hf.engine import Written
 from lib.hf.engine import within
 
-# ---------------------------------------------------------------------------------------------------- names
+# -------------------------------------------------------------------------------------------- names
 
 EMBEDDINGS = {
     'embeddings.tokens': '~embeddings.word_embeddings',
@@ -86,9 +86,11 @@ _modernbert_names = {
 }
 
 _qa = {'qa': {'classifier': 'qa_outputs'}}
-_roberta_heads = _qa | {'labelled': {'pooler': 'classifier.dense', 'classifier': 'classifier.out_proj'}}
+_roberta_heads = _qa | {
+    'labelled': {'pooler': 'classifier.dense', 'classifier': 'classifier.out_proj'},
+}
 
-# ---------------------------------------------------------------------------------------------------- config.json
+# -------------------------------------------------------------------------------------- config.json
 
 _all = {
     'vocab_size': 'vocab_size',
@@ -160,12 +162,14 @@ _modernbert_keys = _sizes | {
 }
 
 _roberta_silent = dict(double_sep=True, cls_id=0, sep_id=2, mask_id=-1)
-_albert_silent = dict(activation='gelu_tanh', dropout=0.0, attention_dropout=0.0, embed_dim=128, share_layers=True)
+_albert_silent = dict(activation='gelu_tanh', dropout=0.0, attention_dropout=0.0, embed_dim=128,
+                      share_layers=True)
 _distilbert_silent = dict(n_segments=0, pooler='relu')
-_modernbert_silent = dict(n_segments=0, positions='rotary', pre_norm=True, gated=True, bias=False, norm_eps=1e-5,
-                          pooler='head', dropout=0.0, attention_dropout=0.0, mask_rate=0.3)
+_modernbert_silent = dict(n_segments=0, positions='rotary', pre_norm=True, norm_eps=1e-5,
+                          gated=True, bias=False, pooler='head', dropout=0.0, attention_dropout=0.0,
+                          mask_rate=0.3)
 
-# ---------------------------------------------------------------------------------------------------- single types
+# ------------------------------------------------------------------------------------- single types
 
 
 def read_roberta(hf, fields):
@@ -176,7 +180,8 @@ def read_roberta(hf, fields):
 
 
 def write_roberta(config):
-    return dict(pad_id=config.position_offset - 1, block_size=config.block_size + config.position_offset)
+    offset = config.position_offset
+    return dict(pad_id=offset - 1, block_size=config.block_size + offset)
 
 
 MODERNBERT_BIASES = (  # part of our model, its key, what the key means where it is silent
@@ -198,14 +203,17 @@ def read_modernbert(hf, fields):
     if hf.get('classifier_activation', activation) != activation:
         raise ValueError(f'classifier_activation={hf["classifier_activation"]!r} in config.json: '
                          f'bert.py knows only {activation!r}')
-    types = hf.get('layer_types') or layer_types(fields['n_layer'], hf.get('global_attn_every_n_layers', 3))
+    types = hf.get('layer_types')
+    if not types:
+        types = layer_types(fields['n_layer'], hf.get('global_attn_every_n_layers', 3))
     every = next((i for i in range(1, len(types)) if types[i] == 'full_attention'), len(types))
     if types != layer_types(len(types), every):
         raise ValueError('layer_types in config.json: '
                          'bert.py knows full attention in layer 0 and every n-th one after it')
     fields['global_every'] = every
     fields['window'] = hf.get('local_attention', 128) if every > 1 else 0
-    fields['biases'] = ' '.join(part for part, key, silent in MODERNBERT_BIASES if hf.get(key, silent))
+    biased = [part for part, key, silent in MODERNBERT_BIASES if hf.get(key, silent)]
+    fields['biases'] = ' '.join(biased)
     read_modernbert_rope(hf, fields)
     for field, key in (('cls_id', 'cls_token_id'), ('sep_id', 'sep_token_id')):
         if not isinstance(hf.get(key), int):
@@ -213,11 +221,13 @@ def read_modernbert(hf, fields):
 
 
 def read_modernbert_rope(hf, fields):
-    """transformers 4 has global_rope_theta and local_rope_theta, 5 has rope_parameters for both kinds of layer."""
+    """transformers 4 has global_rope_theta and local_rope_theta, 5 has rope_parameters for both
+    kinds of layer."""
     rope = hf.get('rope_parameters') or {}
     for parameters in (hf.get('rope_scaling'), *rope.values()):
         if isinstance(parameters, dict) and parameters.get('rope_type', 'default') != 'default':
-            raise ValueError(f'rope_type {parameters["rope_type"]!r} in config.json: bert.py knows only default')
+            raise ValueError(f'rope_type {parameters["rope_type"]!r} in config.json: '
+                             'bert.py knows only default')
 
     def theta(layers, old_key, silent):
         return float((rope.get(layers) or {}).get('rope_theta') or hf.get(old_key) or silent)
@@ -240,7 +250,7 @@ def write_modernbert(config):
         },
     )
 
-# ---------------------------------------------------------------------------------------------------- labels
+# ------------------------------------------------------------------------------------------- labels
 
 
 def read_labels(hf, classifier):
@@ -266,7 +276,7 @@ def write_labels(config):
         problem_type=None if config.n_labels or config.kind == 'tagged' else 'regression',
     )
 
-# ---------------------------------------------------------------------------------------------------- the family
+# --------------------------------------------------------------------------------------- the family
 
 
 HEADS = {  # end of the class's name in transformers -> Config.kind
@@ -283,31 +293,37 @@ class Layout(engine.Layout):
     family = 'bert'
     required = ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'n_hidden')
     fixed = dict(position_embedding_type='absolute', is_decoder=False, add_cross_attention=False,
-                 tie_word_embeddings=True, num_hidden_groups=1, inner_group_num=1, sinusoidal_pos_embds=False,
-                 quantization_config=None)
-    activations = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'relu': 'relu',
-                   'silu': 'silu', 'swish': 'silu'}
-    old_names = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias', '.decoder.bias': '.bias'}
-    spare = ('position_ids', 'token_type_ids', 'inv_freq', 'decoder.weight', 'decoder.bias', 'vocab_projector.weight')
+                 tie_word_embeddings=True, num_hidden_groups=1, inner_group_num=1,
+                 sinusoidal_pos_embds=False, quantization_config=None)
+    activations = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh',
+                   'relu': 'relu', 'silu': 'silu', 'swish': 'silu'}
+    old_names = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias',
+                 '.decoder.bias': '.bias'}
+    spare = ('position_ids', 'token_type_ids', 'inv_freq', 'decoder.weight', 'decoder.bias',
+             'vocab_projector.weight')
     # heads of a pre-training task, when ours is another
-    spare_heads = ('pooler.', 'cls.', 'lm_head.', 'predictions.', 'sop_classifier.', 'vocab_', 'head.', 'decoder.')
+    spare_heads = ('pooler.', 'cls.', 'lm_head.', 'predictions.', 'sop_classifier.', 'vocab_',
+                   'head.', 'decoder.')
     vocab_rows = ('embeddings.tokens.weight', 'decoder.bias')
     types = {
         'bert': Type('Bert', 'bert.', _bert_names, _bert_keys, heads=_qa),
-        'roberta': Type('Roberta', 'roberta.', _roberta_names, _roberta_keys, _roberta_silent, heads=_roberta_heads,
-                        activations={'gelu': 'gelu'}, read=read_roberta, values=write_roberta),
+        'roberta': Type('Roberta', 'roberta.', _roberta_names, _roberta_keys, _roberta_silent,
+                        heads=_roberta_heads, activations={'gelu': 'gelu'}, read=read_roberta,
+                        values=write_roberta),
         'albert': Type('Albert', 'albert.', _albert_names, _albert_keys, _albert_silent, heads=_qa),
-        'distilbert': Type('DistilBert', 'distilbert.', _distilbert_names, _distilbert_keys, _distilbert_silent,
-                           heads=_qa),
-        'modernbert': Type('ModernBert', 'model.', _modernbert_names, _modernbert_keys, _modernbert_silent,
-                           read=read_modernbert, values=write_modernbert),
+        'distilbert': Type('DistilBert', 'distilbert.', _distilbert_names, _distilbert_keys,
+                           _distilbert_silent, heads=_qa),
+        'modernbert': Type('ModernBert', 'model.', _modernbert_names, _modernbert_keys,
+                           _modernbert_silent, read=read_modernbert, values=write_modernbert),
     }
 
     def read_head(self, kind, hf, weights):
-        """The head is that of the architecture, and of the weights: without any it is the encoder alone."""
+        """The head is that of the architecture and of the weights; without any it is the encoder
+        alone."""
         architecture = (hf.get('architectures') or [''])[0]
-        head = next((head for end, head in HEADS.items() if architecture.endswith('For' + end)), 'none')
-        names = kind.names | kind.heads.get(head, {})
+        heads = [head for end, head in HEADS.items() if architecture.endswith('For' + end)]
+        head = heads[0] if heads else 'none'
+        names = kind.names | (kind.heads or {}).get(head, {})
 
         def weights_have(module):
             return module in names and names[module].replace('~', '') + '.weight' in weights
@@ -342,14 +358,15 @@ class Layout(engine.Layout):
         return f'{kind.cls}For{suffix}' if suffix else f'{kind.cls}Model'
 
     def values(self, config):
-        return vars(config) | dict(n_hidden=config.hidden, embed_dim=config.embed) | write_labels(config)
+        sizes = dict(n_hidden=config.hidden, embed_dim=config.embed)
+        return vars(config) | sizes | write_labels(config)
 
     def copies(self, config):
         return {'decoder.weight': 'embeddings.tokens.weight'}
 
     def compared(self, config):
-        fields = ('embed', 'hidden', 'positions', 'share_layers', 'pre_norm', 'gated', 'activation', 'n_segments',
-                  'mlm_transform', 'norm_eps', 'window')
+        fields = ('embed', 'hidden', 'positions', 'share_layers', 'pre_norm', 'gated', 'activation',
+                  'n_segments', 'mlm_transform', 'norm_eps', 'window')
         if config.kind in ('labelled', 'choice'):
             fields += ('pooler', 'pool')
         return fields
@@ -359,9 +376,11 @@ class Layout(engine.Layout):
                 if config.has_bias(part) != theirs.has_bias(part)]
 
     def exported(self, config, state, outline):
-        """All but the parts of pre-training that transformers does not know: the boundary objective, MAE-LM's
-        decoder, and with a head for masked words alone what tells whether two texts belong together."""
+        """All but the parts of pre-training that transformers does not know: the boundary
+        objective, MAE-LM's decoder, and beside a head for masked words alone what tells whether two
+        texts belong together."""
         left = ('boundary.', 'mae.')
         if self.suffix(self.types[self.choose(config)], config) == 'MaskedLM':
             left += ('pair.', 'pooler.')
-        return {name: w for name, w in state.items() if name != 'decoder.weight' and not name.startswith(left)}
+        left += ('decoder.weight',)                            # a copy of the table
+        return {name: w for name, w in state.items() if not name.startswith(left)}

@@ -1,6 +1,7 @@
-"""electra.py as transformers knows it: a discriminator, a generator, or an encoder with a task's head, each alone.
+"""electra.py as transformers knows it: a discriminator, a generator, an encoder with a task's head.
 
-An exported model of ours is two of theirs: the discriminator, and in the folder `generator` inside it the generator.
+An exported model of ours is two of theirs: the discriminator, and in the folder `generator` inside
+it the generator.
 """
 import dataclasses
 
@@ -59,19 +60,21 @@ _keys = {
     'label2id': Written('label2id'),
     'problem_type': Written('problem_type'),
 }
-_silent = dict(n_segments=2, norm_eps=1e-12, dropout=0.1, attention_dropout=0.1, init_std=0.02, pad_id=0)
+_silent = dict(n_segments=2, norm_eps=1e-12, dropout=0.1, attention_dropout=0.1, init_std=0.02,
+               pad_id=0)
 _choice_fixed = dict(summary_type='first', summary_use_proj=True, summary_activation='gelu')
 
 
 class Layout(engine.Layout):
     family = 'electra'
     required = ('vocab_size', 'n_layer', 'n_head', 'n_embd', 'n_hidden', 'embed_dim', 'block_size')
-    fixed = dict(hidden_act='gelu', position_embedding_type='absolute', is_decoder=False, add_cross_attention=False,
-                 tie_word_embeddings=True, quantization_config=None)
+    fixed = dict(hidden_act='gelu', position_embedding_type='absolute', is_decoder=False,
+                 add_cross_attention=False, tie_word_embeddings=True, quantization_config=None)
     old_names = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'}
     spare = ('embeddings.position_ids', 'embeddings.token_type_ids', 'generator_lm_head.weight')
     # heads when ours is another
-    spare_heads = ('discriminator_predictions.', 'generator_', 'classifier.', 'sequence_summary.', 'qa_outputs.')
+    spare_heads = ('discriminator_predictions.', 'generator_', 'classifier.', 'sequence_summary.',
+                   'qa_outputs.')
     vocab_rows = ('embeddings.tokens.weight', 'mlm.decoder.bias')
     types = {'electra': Type('Electra', 'electra.', _names, _keys, _silent, heads=_head_names)}
 
@@ -82,19 +85,20 @@ class Layout(engine.Layout):
     def from_hf(self, hf, weights):
         """config.json and tensors by name, as save_pretrained writes them -> Config, state dict.
 
-        One folder holds one model: a discriminator or encoder (generator_size=0, which is enough to fine-tune), a
-        task's model, or a generator (objective=mlm). Of our two-model export, hf['generator'] is the generator's
-        config.json, and its tensors are named 'generator/...'."""
+        One folder holds one model: a discriminator or encoder (generator_size=0, which is enough to
+        fine-tune), a task's model, or a generator (objective=mlm). Of our two-model export,
+        hf['generator'] is the generator's config.json, its tensors are named 'generator/...'."""
         own = {name: w for name, w in weights.items() if not name.startswith('generator/')}
         config, state = super().from_hf(hf, own)
-        generator = {name.removeprefix('generator/'): w for name, w in weights.items() if name not in own}
+        generator = {name.removeprefix('generator/'): w
+                     for name, w in weights.items() if name not in own}
         if not generator or config.kind != 'text' or config.objective != 'electra':
             return config, state
         small, other = super().from_hf(hf['generator'], generator)
         return self.join(config, state, small, other)
 
     def join(self, config, state, small, other):
-        """A discriminator and a generator as one model. share is read off the tensors that both have."""
+        """A discriminator and a generator as one model; what they share is seen in their tensors."""
         def equal(part):
             return all(name in other and torch.equal(w, other[name])
                        for name, w in state.items() if name.startswith(part))
@@ -107,13 +111,15 @@ class Layout(engine.Layout):
                 share = 'all'
                 own = ('mlm.',)
         config = dataclasses.replace(config, generator_size=small.n_embd / config.n_embd,
-                                     generator_heads=small.n_head, generator_layers=small.n_layer, share=share)
+                                     generator_heads=small.n_head, generator_layers=small.n_layer,
+                                     share=share)
         expected = self.file.generator_config(config)
         for field in vars(expected):
             if getattr(small, field) != getattr(expected, field):
-                raise ValueError(f'the generator has {field}={getattr(small, field)}, beside this discriminator '
-                                 f'electra.py expects {getattr(expected, field)}')
-        return config, state | {'generator.' + name: w for name, w in other.items() if name.startswith(own)}
+                raise ValueError(f'the generator has {field}={getattr(small, field)}, beside this '
+                                 f'discriminator electra.py expects {getattr(expected, field)}')
+        return config, state | {'generator.' + name: w
+                                for name, w in other.items() if name.startswith(own)}
 
     def read_head(self, kind, hf, weights):
         suffix = (hf.get('architectures') or [''])[0].rpartition('For')[2]
@@ -132,9 +138,11 @@ class Layout(engine.Layout):
         return fields
 
     def to_hf(self, model):
-        """-> config.json as a dict, tensors by name: the discriminator, with the head it has. Raises ValueError if
-        transformers has no such model."""
-        state = {name: w for name, w in model.state_dict().items() if not name.startswith('generator.')}
+        """-> config.json as a dict, tensors by name: the discriminator, with the head it has.
+
+        Raises ValueError if transformers has no such model."""
+        state = {name: w for name, w in model.state_dict().items()
+                 if not name.startswith('generator.')}
         return self.write(model.config, state)
 
     def to_hf_generator(self, model):
@@ -144,7 +152,8 @@ class Layout(engine.Layout):
         shared = ('embeddings.', 'encoder.') if model.config.share == 'all' else ('embeddings.',)
         weights = model.state_dict()
         state = {name: w for name, w in weights.items() if name.startswith(shared)}
-        state |= {name.removeprefix('generator.'): w for name, w in weights.items() if name.startswith('generator.')}
+        state |= {name.removeprefix('generator.'): w
+                  for name, w in weights.items() if name.startswith('generator.')}
         return self.write(self.file.generator_config(model.config), state)
 
     def choose(self, config):
@@ -161,8 +170,8 @@ class Layout(engine.Layout):
         return f'ElectraFor{suffix}' if suffix else 'ElectraModel'
 
     def values(self, config):
-        return vars(config) | dict(n_hidden=config.hidden, embed_dim=config.embed, pad_id=max(0, config.pad_id),
-                                   **write_labels(config))
+        sizes = dict(n_hidden=config.hidden, embed_dim=config.embed, pad_id=max(0, config.pad_id))
+        return vars(config) | sizes | write_labels(config)
 
     def copies(self, config):
         return {'mlm.decoder.weight': 'embeddings.tokens.weight'}
@@ -174,6 +183,6 @@ class Layout(engine.Layout):
         return [] if config.n_segments else ['n_segments=0, only 1 or more']
 
     def exported(self, config, state, outline):
-        """All but the copy of the table; the head for masked words of all-tokens-mlm stays behind too."""
+        """All but the copy of the table, and the head for masked words of all-tokens-mlm."""
         left = 'mlm.' if self.suffix(config) == 'PreTraining' else 'mlm.decoder.weight'
         return {name: w for name, w in state.items() if not name.startswith(left)}

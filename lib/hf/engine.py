@@ -1,15 +1,16 @@
 """Reads and writes models as Hugging Face's transformers saves them, by the tables of a family.
 
-A checkpoint there is config.json, whose "model_type" names the architecture, and tensors by name. A family's page
-(gpt.py, bert.py, t5.py, electra.py) has one `Type` for each model_type that its model file can be. To add one is to
-add its table: how its modules are called, how config.json calls the fields of our Config, and what it means where it
-is silent. What no table can say is a small function beside it.
+A checkpoint there is config.json, whose "model_type" names the architecture, and tensors by name.
+A family's page (gpt.py, bert.py, t5.py, electra.py) has one `Type` for each model_type that its
+model file can be. To add one is to add its table: how its modules are called, how config.json
+calls the fields of our Config, and what it means where it is silent. What no table can say is a
+small function beside it.
 
 How names are written in these tables:
 
-    '~embed_tokens'            '~' stands for the prefix that a class with a head puts in front of its base's names
-    'blocks.{}.norm_1'         '{}' is the number of the block, here and there
-    'q_proj k_proj v_proj'     several modules there are one here, which holds their rows one after another
+    '~embed_tokens'         '~' is the prefix that a class with a head puts before its base's names
+    'blocks.{}.norm_1'      '{}' is the number of the block, here and there
+    'q_proj k_proj v_proj'  several modules there are one here, which holds their rows in this order
 """
 import dataclasses
 import re
@@ -21,36 +22,38 @@ MOST_DIFFERENCES = 10  # of a model that transformers does not have: so many are
 
 @dataclasses.dataclass
 class Written:
-    """An entry of `Type.keys` for a key of config.json that is written and not read: the name of its value."""
+    """An entry of `Type.keys` for a key that is written and not read: the name of its value."""
     name: str
 
 
 @dataclasses.dataclass
 class Always:
-    """An entry of `Type.keys` for a key of config.json that is always written with this value, and not read."""
+    """An entry of `Type.keys` for a key that is always written with this value, and not read."""
     value: object
 
 
 @dataclasses.dataclass
 class Type:
-    """What transformers calls a model_type."""
-    cls: str                   # the class of its models, or the first part of it where a head's name follows
-    prefix: str                # what '~' in `names` stands for
-    names: dict                # our modules -> theirs
-    keys: dict                 # keys of config.json in their order -> fields of Config, Written or Always
-    silent: dict = dataclasses.field(default_factory=dict)    # fields where config.json is silent, if not Config's default
-    fixed: dict = dataclasses.field(default_factory=dict)     # keys of config.json: absent, or of this value
-    heads: dict = dataclasses.field(default_factory=dict)     # Config.kind -> names that differ with that head
-    activations: dict = None   # their activation -> ours; None: those of the family
-    read: object = None        # read(hf, fields): changes the fields as config.json says and no table can
-    values: object = None      # values(config) -> further values for `keys`
-    relayout: object = None    # relayout(name, w, config, back): their tensor -> ours, or back
+    """One model_type of transformers."""
+    cls: str                  # its class, or the beginning of it where the name of a head follows
+    prefix: str               # what '~' in `names` stands for
+    names: dict               # our modules -> theirs
+    keys: dict                # keys of config.json in order -> fields of Config, Written or Always
+    silent: dict = None       # fields where config.json is silent, if not as Config's defaults
+    fixed: dict = None        # keys of config.json that are absent or of this value
+    heads: dict = None        # Config.kind -> names that differ with that head
+    activations: dict = None  # their activations -> ours, if not those of the family
+    read: object = None       # read(hf, fields): changes the fields where no table can say it
+    values: object = None     # values(config) -> further values for `keys`
+    relayout: object = None   # relayout(name, w, config, back): their tensor -> ours, or back
 
 
 def within(ours, theirs, names):
-    """The names of modules that lie in another one: within('blocks.{}.', '~h.{}.', {'norm_1': 'ln_1'}) ->
-    {'blocks.{}.norm_1': '~h.{}.ln_1'}"""
-    return {ours + name: ' '.join(theirs + part for part in parts.split()) for name, parts in names.items()}
+    """The names of modules that lie in another one.
+
+    within('blocks.{}.', '~h.{}.', {'norm_1': 'ln_1'}) -> {'blocks.{}.norm_1': '~h.{}.ln_1'}"""
+    return {ours + name: ' '.join(theirs + part for part in parts.split())
+            for name, parts in names.items()}
 
 
 def renamed(keys, **changes):
@@ -64,28 +67,29 @@ def first_key_of(table, value):
 
 
 class Layout:
-    """Hugging Face's layout of a model file. A family's subclass has the tables and overrides what it does
-    differently; whoever uses it calls from_hf, to_hf and hf_folders."""
-    family = ''          # the name of the model file
-    types = {}           # model_type -> Type
-    required = ()        # fields of Config for which config.json must have a key
-    fixed = {}           # keys of config.json: absent, or of this value, for every type
-    activations = {}     # their activation -> ours
-    old_names = {}       # ends of names in older checkpoints -> the same today
-    spare = ()           # ends of names that may be left over: constants, copies
-    spare_heads = ()     # beginnings of names that may be left over: heads that our model does not have
-    vocab_rows = ()      # tensors with a row for each token, of which we may have more than config.json says
-    hf_folders = {}      # folders inside an exported one -> function like to_hf, a further model that goes there
+    """Hugging Face's layout of a model file. A family's subclass has the tables and overrides what
+    it does differently; whoever uses it calls from_hf, to_hf and hf_folders."""
+    family = ''       # the name of the model file
+    types = {}        # model_type -> Type
+    required = ()     # fields of Config for which config.json must have a key
+    fixed = {}        # keys of config.json that are absent or of this value, for every type
+    activations = {}  # their activations -> ours
+    old_names = {}    # ends of names in older checkpoints -> the same today
+    spare = ()        # ends of names that may be left over: constants, copies
+    spare_heads = ()  # beginnings of names that may be left over: heads that our model lacks
+    vocab_rows = ()   # tensors with a row for each token; our table may have more rows than theirs
+    hf_folders = {}   # folders inside an exported one -> function like to_hf for the model there
 
     def __init__(self, file):
         self.file = file
 
-    # ---------------------------------------------------------------- reading
+    # -------------------------------------------------------------------------------------- reading
 
     def from_hf(self, hf, weights):
         """config.json and tensors by name, as save_pretrained writes them -> Config, state dict.
 
-        Raises ValueError if config.json says what our model file cannot be, or if the weights do not fit it."""
+        Raises ValueError if config.json says what our model file cannot be, or if the weights do
+        not fit it."""
         fields = self.read_config(hf)
         name = hf['model_type']
         weights = self.bare(self.types[name], weights)
@@ -102,14 +106,15 @@ class Layout:
         return self.types[kind]
 
     def read_config(self, hf):
-        """config.json, as transformers 4 or 5 writes it -> fields of Config, but for those of a head."""
+        """config.json of transformers 4 or 5 -> fields of Config, but for those of a head."""
         kind = self.type_of(hf)
         given = {field: key for key, field in kind.keys.items() if isinstance(field, str)}
         for field in self.required:
             if hf.get(given[field]) is None:
-                raise ValueError(f'config.json of model_type {hf["model_type"]} lacks {given[field]!r}')
-        self.check_fixed(hf, self.fixed | kind.fixed)
-        fields = dict(kind.silent)
+                name = hf['model_type']
+                raise ValueError(f'config.json of model_type {name} lacks {given[field]!r}')
+        self.check_fixed(hf, self.fixed | (kind.fixed or {}))
+        fields = dict(kind.silent or {})
         for field, key in given.items():
             if hf.get(key) is not None:
                 fields[field] = hf[key]
@@ -122,12 +127,14 @@ class Layout:
     def check_fixed(self, hf, fixed):
         for key, value in fixed.items():
             if hf.get(key, value) != value:
-                raise ValueError(f'{key}={hf[key]!r} in config.json: {self.family}.py knows only {value!r}')
+                raise ValueError(f'{key}={hf[key]!r} in config.json: '
+                                 f'{self.family}.py knows only {value!r}')
 
     def known_activation(self, kind, name):
         known = kind.activations or self.activations
         if name not in known:
-            raise ValueError(f'activation {name!r} in config.json: {self.family}.py knows {", ".join(known)}')
+            raise ValueError(f'activation {name!r} in config.json: '
+                             f'{self.family}.py knows {", ".join(known)}')
         return known[name]
 
     def read_head(self, kind, hf, weights):
@@ -138,7 +145,8 @@ class Layout:
         """Config of the fields, each with the type of its default."""
         Config = self.file.Config
         types = {f.name: type(f.default) for f in dataclasses.fields(Config)}
-        return Config(**{name: types[name](value) for name, value in fields.items() if name in types})
+        known = {name: value for name, value in fields.items() if name in types}
+        return Config(**{name: types[name](value) for name, value in known.items()})
 
     def bare(self, kind, weights):
         """Tensors by their names of today, without the prefix."""
@@ -160,8 +168,9 @@ class Layout:
             theirs = self.their_names(kind, config, copies.get(name, name))
             missing = [n for n in theirs if n.replace('~', '') not in weights]
             if missing:
-                raise ValueError(f'{model_type} weights lack {missing[0].replace("~", kind.prefix)}: '
-                                 f'they have {len(weights)} tensors, such as {next(iter(weights), None)}')
+                first = missing[0].replace('~', kind.prefix)
+                raise ValueError(f'{model_type} weights lack {first}: they have {len(weights)} '
+                                 f'tensors, such as {next(iter(weights), None)}')
             w = torch.cat([weights[n.replace('~', '')] for n in theirs])
             if kind.relayout:
                 w = kind.relayout(name, w, config, back=False)
@@ -169,16 +178,21 @@ class Layout:
                 raise ValueError(f'{theirs[0].replace("~", kind.prefix)} gives {tuple(w.shape)}, '
                                  f'config.json says {tuple(p.shape)}')
             state[name] = w.contiguous()
-            used.update(n.replace('~', '') for n in theirs + self.their_names(kind, config, name))
+            theirs += self.their_names(kind, config, name)     # of a copy both names are explained
+            used.update(n.replace('~', '') for n in theirs)
         for name in weights:
-            if name not in used and not name.endswith(self.spare) and not name.startswith(self.spare_heads):
-                raise ValueError(f'{model_type} weights hold {name}, which config.json does not explain')
+            spare = name.endswith(self.spare) or name.startswith(self.spare_heads)
+            if name not in used and not spare:
+                raise ValueError(f'{model_type} weights hold {name}, '
+                                 'which config.json does not explain')
         return state
 
-    # ---------------------------------------------------------------- writing
+    # -------------------------------------------------------------------------------------- writing
 
     def to_hf(self, model):
-        """-> config.json as a dict, tensors by name. Raises ValueError if transformers has no such model."""
+        """-> config.json as a dict, tensors by name.
+
+        Raises ValueError if transformers has no such model."""
         return self.write(model.config, model.state_dict())
 
     def write(self, config, state):
@@ -232,7 +246,8 @@ class Layout:
         return hf
 
     def values(self, config):
-        """What config.json gets, by the names in `Type.keys`: the fields of Config, and what follows from them."""
+        """What config.json gets, by the names in `Type.keys`: the fields of Config and what follows
+        from them."""
         return dict(vars(config))
 
     def compared(self, config):
@@ -244,7 +259,7 @@ class Layout:
         return []
 
     def compare(self, name, config, theirs, state, outline):
-        """What transformers will build, read back, must be what we have. Raises ValueError if it is not."""
+        """Raises ValueError if what transformers will build is not what we have."""
         differ = []
         for field in self.compared(config):
             mine = getattr(config, field)
@@ -253,13 +268,14 @@ class Layout:
                 differ.append(f'{field}={mine!r}, only {field}={known!r}')
         differ += self.further_differences(config, theirs, state, outline)
         if differ:
-            raise ValueError(f'transformers has no {name} with {"; ".join(differ[:MOST_DIFFERENCES])}')
+            first = '; '.join(differ[:MOST_DIFFERENCES])
+            raise ValueError(f'transformers has no {name} with {first}')
 
     def exported(self, config, state, outline):
         """The tensors to write, by our names. outline: the model that transformers will build."""
         return state
 
-    # ---------------------------------------------------------------- names and shapes
+    # ----------------------------------------------------------------------------- names and shapes
 
     def copies(self, config):
         """Tensors that are another one's copy: {our name: our name of the other}."""
@@ -267,7 +283,8 @@ class Layout:
 
     def names(self, kind, config):
         """Our modules -> theirs, with the head of this Config."""
-        return kind.names | kind.heads.get(getattr(config, 'kind', ''), {})
+        heads = kind.heads or {}
+        return kind.names | heads.get(getattr(config, 'kind', ''), {})
 
     def their_names(self, kind, config, name):
         """blocks.3.attention.qkv.weight -> [~layers.3.self_attn.q_proj.weight, ...]"""

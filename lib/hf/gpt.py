@@ -8,7 +8,7 @@ from lib.hf.engine import Written
 from lib.hf.engine import renamed
 from lib.hf.engine import within
 
-# ---------------------------------------------------------------------------------------------------- names
+# -------------------------------------------------------------------------------------------- names
 
 _gpt2_names = {
     'tokens': '~wte',
@@ -24,6 +24,7 @@ _gpt2_names = {
         'mlp.down': 'mlp.c_proj',
     }),
 }
+_gpt1_names = _gpt2_names | {'tokens': '~tokens_embed', 'positions': '~positions_embed'}
 _neox_names = {
     'tokens': '~embed_in',
     'norm': '~final_layer_norm',
@@ -53,7 +54,7 @@ _llama_names = {
     }),
 }
 
-# ---------------------------------------------------------------------------------------------------- config.json
+# -------------------------------------------------------------------------------------- config.json
 
 _all = {
     'dtype': Always('float32'),
@@ -75,6 +76,7 @@ _gpt2_keys = _all | {
     'embd_pdrop': Written('dropout'),
     'attn_pdrop': Written('dropout'),
 }
+_gpt1_keys = renamed(_gpt2_keys, activation_function='afn')
 _sizes = _all | {
     'max_position_embeddings': 'block_size',
     'num_hidden_layers': 'n_layer',
@@ -82,7 +84,8 @@ _sizes = _all | {
     'hidden_size': 'n_embd',
     'intermediate_size': 'n_hidden',
 }
-_rope = {  # transformers 4 has rope_theta and rope_scaling, 5 has both in rope_parameters: we write both
+# transformers 4 has rope_theta and rope_scaling, 5 has both in rope_parameters: we write both
+_rope = {
     'rope_theta': Written('rope_theta'),
     'rope_scaling': Written('rope_stretch'),
     'rope_parameters': Written('rope_parameters'),
@@ -95,20 +98,25 @@ _neox_keys = _sizes | {
     'rotary_pct': Written('rope_fraction'),
     'rotary_emb_base': Written('rope_theta'),
 }
-_llama_keys = _sizes | {
+_grouped = _sizes | {
     'rms_norm_eps': 'norm_eps',
     'hidden_act': 'activation',
     'num_key_value_heads': 'n_kv_head',
     'head_dim': 'head_dim',
 }
-_llama_ends = _rope | {
+_biases = {
     'attention_bias': Written('attention_bias'),
     'mlp_bias': Written('mlp_bias'),
 }
+_llama_keys = _grouped | _rope | _biases
+_mistral_keys = _grouped | {'sliding_window': 'window'} | _rope | _biases
 
-_neox_silent = dict(positions='rotary', rope_fraction=0.25, parallel=True, activation='gelu', tied=False)
-_llama_silent = dict(positions='rotary', norm='rmsnorm', activation='silu', gated=True, bias=False, tied=False,
-                     norm_eps=1e-6)
+_gpt1_silent = dict(dropout=0.1, post_norm=True)
+_neox_silent = dict(positions='rotary', rope_fraction=0.25, parallel=True, activation='gelu',
+                    tied=False)
+_llama_silent = dict(positions='rotary', norm='rmsnorm', norm_eps=1e-6, activation='silu',
+                     gated=True, bias=False, tied=False)
+_qwen3_silent = dict(_llama_silent, qk_norm=True, head_dim=128)
 
 _activations = {
     'gelu_new': 'gelu_tanh',
@@ -122,7 +130,7 @@ _activations = {
 }
 _gpt1_activations = {'gelu': 'gelu_tanh', 'relu': 'relu', 'silu': 'silu', 'swish': 'silu'}
 
-# ---------------------------------------------------------------------------------------------------- rotary positions
+# --------------------------------------------------------------------------------- rotary positions
 
 _rope_keys = {  # keys of rope_scaling and of rope_parameters
     'factor': 'rope_factor',
@@ -141,11 +149,13 @@ def read_rope(hf, fields):
     rope = rope_of(hf)
     scaling = rope.get('rope_type', rope.get('type', 'default'))
     if scaling not in ('default', 'linear', 'llama3'):
-        raise ValueError(f'rope_type {scaling!r} in config.json: gpt.py knows default, linear and llama3')
+        raise ValueError(f'rope_type {scaling!r} in config.json: '
+                         'gpt.py knows default, linear and llama3')
     if scaling != 'default':
         fields.update(rope_scaling=scaling, rope_original=fields['block_size'])
         fields.update({field: rope[key] for key, field in _rope_keys.items() if key in rope})
-    fields['rope_theta'] = rope.get('rope_theta', hf.get('rope_theta', hf.get('rotary_emb_base', 10000.0)))
+    theta = hf.get('rope_theta', hf.get('rotary_emb_base', 10000.0))
+    fields['rope_theta'] = rope.get('rope_theta', theta)
 
 
 def write_rope(config):
@@ -160,7 +170,7 @@ def write_rope(config):
     parameters = dict(rope_type='default', rope_theta=config.rope_theta) | stretch
     return dict(rope_stretch=stretch or None, rope_parameters=parameters)
 
-# ---------------------------------------------------------------------------------------------------- single types
+# ------------------------------------------------------------------------------------- single types
 
 
 def read_neox(hf, fields):
@@ -201,39 +211,38 @@ def neox_relayout(name, w, config, back):
     D = config.width
     return w.unflatten(0, (3, H, D) if back else (H, 3, D)).transpose(0, 1).flatten(0, 2)
 
-# ---------------------------------------------------------------------------------------------------- the family
+# --------------------------------------------------------------------------------------- the family
 
 
 class Layout(engine.Layout):
     family = 'gpt'
     required = ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd')
-    fixed = dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
-                 quantization_config=None, use_sliding_window=False)
+    fixed = dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+                 add_cross_attention=False, quantization_config=None, use_sliding_window=False)
     activations = _activations
-    spare = ('attn.bias', 'attention.bias', 'masked_bias', 'inv_freq', 'position_ids')  # older versions saved them
+    # constants that older versions saved
+    spare = ('attn.bias', 'attention.bias', 'masked_bias', 'inv_freq', 'position_ids')
     vocab_rows = ('tokens.weight', 'head.weight')
     types = {
         'gpt2': Type('GPT2LMHeadModel', 'transformer.', _gpt2_names, _gpt2_keys, dict(dropout=0.1),
                      relayout=gpt2_relayout),
-        'openai-gpt': Type('OpenAIGPTLMHeadModel', 'transformer.',
-                           _gpt2_names | {'tokens': '~tokens_embed', 'positions': '~positions_embed'},
-                           renamed(_gpt2_keys, activation_function='afn'), dict(dropout=0.1, post_norm=True),
-                           activations=_gpt1_activations, relayout=gpt2_relayout),
+        'openai-gpt': Type('OpenAIGPTLMHeadModel', 'transformer.', _gpt1_names, _gpt1_keys,
+                           _gpt1_silent, activations=_gpt1_activations, relayout=gpt2_relayout),
         'gpt_neox': Type('GPTNeoXForCausalLM', 'gpt_neox.', _neox_names, _neox_keys, _neox_silent,
                          read=read_neox, values=write_neox, relayout=neox_relayout),
-        'llama': Type('LlamaForCausalLM', 'model.', _llama_names, _llama_keys | _llama_ends, _llama_silent,
+        'llama': Type('LlamaForCausalLM', 'model.', _llama_names, _llama_keys, _llama_silent,
                       read=read_llama, values=write_rope),
-        'mistral': Type('MistralForCausalLM', 'model.', _llama_names,
-                        _llama_keys | {'sliding_window': 'window'} | _llama_ends, _llama_silent,
+        'mistral': Type('MistralForCausalLM', 'model.', _llama_names, _mistral_keys, _llama_silent,
                         read=read_rope, values=write_rope),
-        'qwen3': Type('Qwen3ForCausalLM', 'model.', _llama_names, _llama_keys | _llama_ends,
-                      dict(_llama_silent, qk_norm=True, head_dim=128), read=read_qwen3, values=write_rope),
+        'qwen3': Type('Qwen3ForCausalLM', 'model.', _llama_names, _llama_keys, _qwen3_silent,
+                      read=read_qwen3, values=write_rope),
     }
 
     def read_config(self, hf):
         kinds = sorted(set(hf.get('layer_types') or ()))
         if len(kinds) > 1:
-            raise ValueError(f'layer_types in config.json: gpt.py has one kind of layer, not {" and ".join(kinds)}')
+            raise ValueError('layer_types in config.json: '
+                             f'gpt.py has one kind of layer, not {" and ".join(kinds)}')
         return super().read_config(hf)
 
     def choose(self, config):
@@ -246,7 +255,8 @@ class Layout(engine.Layout):
             if config.qk_norm:
                 return 'qwen3'
             return 'mistral' if config.window else 'llama'
-        raise ValueError(f'transformers has no model for positions={config.positions} with norm={config.norm}')
+        raise ValueError(f'transformers has no model for positions={config.positions} '
+                         f'with norm={config.norm}')
 
     def values(self, config):
         return vars(config) | dict(
@@ -262,17 +272,18 @@ class Layout(engine.Layout):
         return {'head.weight': 'tokens.weight'} if config.tied else {}
 
     def compared(self, config):
-        return ('post_norm', 'parallel', 'gated', 'qk_norm', 'window', 'activation', 'rope_fraction', 'kv_heads',
-                'width', 'hidden')
+        return ('post_norm', 'parallel', 'gated', 'qk_norm', 'window', 'activation',
+                'rope_fraction', 'kv_heads', 'width', 'hidden')
 
     def further_differences(self, config, theirs, state, outline):
-        """Tensors that we have and they lack. The extra heads of multi-token prediction stay behind."""
+        """Tensors that we have and they lack, but for the extra heads of multi-token prediction."""
         known = outline.state_dict()
         return [name for name in state if name not in known and not name.startswith('extra.')]
 
     def exported(self, config, state, outline):
-        """All tensors that they have. Biases that we lack are zeros; a tied head is written once, as the table."""
-        shapes = {name: p.shape for name, p in outline.state_dict().items()}
+        """All tensors that they have. Biases that we lack are zeros; a tied head is not written."""
+        theirs = outline.state_dict()
         if config.tied:
-            del shapes['head.weight']
-        return {name: state[name] if name in state else torch.zeros(shape) for name, shape in shapes.items()}
+            del theirs['head.weight']
+        return {name: state[name] if name in state else torch.zeros(p.shape)
+                for name, p in theirs.items()}

@@ -30,8 +30,8 @@ _decoder = within('decoder.{}.', 'decoder.block.{}.layer.', {
     'mlp.down': '2.DenseReluDense.wo',
 })
 _gated = {
-    'encoder.{}.mlp.up': 'encoder.block.{}.layer.1.DenseReluDense.wi_0 encoder.block.{}.layer.1.DenseReluDense.wi_1',
-    'decoder.{}.mlp.up': 'decoder.block.{}.layer.2.DenseReluDense.wi_0 decoder.block.{}.layer.2.DenseReluDense.wi_1',
+    **within('encoder.{}.', 'encoder.block.{}.layer.1.DenseReluDense.', {'mlp.up': 'wi_0 wi_1'}),
+    **within('decoder.{}.', 'decoder.block.{}.layer.2.DenseReluDense.', {'mlp.up': 'wi_0 wi_1'}),
 }
 _names = _encoder | _decoder | {
     'tokens': 'shared',
@@ -83,14 +83,15 @@ def read_projection(hf, fields, silent):
 
 
 def read_scale(hf, fields, silent):
-    """transformers 4 tells by tie_word_embeddings whether the head is scaled, 5 by scale_decoder_outputs."""
+    """Whether the head is scaled transformers 4 tells by tie_word_embeddings, 5 by
+    scale_decoder_outputs."""
     tied = hf.get('tie_word_embeddings', silent) is not False
     fields['scale_head'] = hf.get('scale_decoder_outputs', tied)
 
 
 def read_tokens(hf, fields):
-    """The sentinels are the last tokens of those that a multiple of 100 counts: T5's 32099 of 32128, mT5's 250099 of
-    250112. A list of tokens stands for its first one."""
+    """A list of tokens stands for its first one. The first sentinel is the last token below the
+    highest multiple of 100: T5's 32099 of 32128, mT5's 250099 of 250112."""
     for field in ('pad_id', 'eot_id', 'start_id', 'n_decoder_layer'):
         if isinstance(fields.get(field), list):
             fields[field] = fields[field][0]
@@ -111,8 +112,8 @@ def read_mt5(hf, fields):
     read_tokens(hf, fields)
 
 
-_silent = dict(block_size=512, n_decoder_layer=0, dropout=0.1, norm_eps=1e-6, buckets=32, max_distance=128, pad_id=0,
-               eot_id=1, start_id=-1)
+_silent = dict(block_size=512, n_decoder_layer=0, dropout=0.1, norm_eps=1e-6, buckets=32,
+               max_distance=128, pad_id=0, eot_id=1, start_id=-1)
 
 
 class Layout(engine.Layout):
@@ -130,9 +131,9 @@ class Layout(engine.Layout):
         """The head's matrix is the table of tokens unless the weights hold another one."""
         head = weights.get('lm_head.weight')
         table = weights.get('shared.weight')
-        if head is None:
-            return dict(tied=True)
-        return dict(tied=table is not None and head.shape == table.shape and torch.equal(head, table))
+        if head is None or table is None:
+            return dict(tied=head is None)
+        return dict(tied=head.shape == table.shape and torch.equal(head, table))
 
     def names(self, kind, config):
         return kind.names | _gated if config.gated else kind.names
