@@ -30,6 +30,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from data import files
+from lib import models
 from lib.checkpoint import load_checkpoint
 
 # ---------------------------------------------------------------------------------------------------- layers
@@ -397,8 +398,9 @@ def hf_places(model):
             p, name = getattr(module, leaf), f'{prefix}.{leaf}'.lstrip('.')
             starts.append(starts[-1] + marks[names[-1]].numel() if names else 1), names.append(name)
             marks[name] = torch.arange(starts[-1], starts[-1] + len(p)).view(-1, *[1] * (p.ndim - 1))
-    _, theirs = sys.modules[type(model).__module__].to_hf(types.SimpleNamespace(
-        config=model.config, state_dict=lambda: marks, get_submodule=model.get_submodule))
+    layout = models.layout_of(sys.modules[type(model).__module__])
+    _, theirs = layout.to_hf(types.SimpleNamespace(config=model.config, state_dict=lambda: marks,
+                                                   get_submodule=model.get_submodule))
     found = {}
     for name, w in theirs.items():
         rows = w.flatten().long()

@@ -310,12 +310,13 @@ def twin(file, config, to_hf='to_hf'):
     "transformers' model of the same shape and weights. What our own takes is off the clock"
     global BEGAN
     import torch, train, transformers
+    from lib import models
     began = time.perf_counter()
     transformers.utils.logging.disable_progress_bar(), transformers.logging.set_verbosity_error()
     torch.manual_seed(1)
     model = file.Model(config)
     with tempfile.TemporaryDirectory() as tmp:
-        hf, weights = getattr(file, to_hf)(model)
+        hf, weights = getattr(models.layout_of(file), to_hf)(model)
         train.write_safetensors(tmp + '/model.safetensors', weights)
         with open(tmp + '/config.json', 'w') as f: json.dump(hf, f)
         BEGAN += time.perf_counter() - began

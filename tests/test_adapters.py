@@ -18,6 +18,7 @@ import lora
 import sample
 import t5
 import test_lora
+from lib.models import layout_of
 import train
 from data import text
 from test_lora import LLAMA, build, far, logits, near, tokens
@@ -328,7 +329,7 @@ def test_peft_has_the_same(kind, hidden):
     if kind == 'prompt' and hidden: return
     transformers, peft = pytest.importorskip('transformers'), pytest.importorskip('peft')
     P, model, ids = 5, build('gpt2'), tokens(2, 13)
-    config, weights = gpt.to_hf(model)
+    config, weights = layout_of(gpt).to_hf(model)
     wpe = weights['transformer.wpe.weight']
     weights['transformer.wpe.weight'] = torch.cat((torch.zeros(P, 42), wpe))
     base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**dict(config, n_positions=37 + P)))

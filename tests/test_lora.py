@@ -17,6 +17,7 @@ import sample
 import t5
 import train
 from data import files
+from lib.models import layout_of
 
 LLAMA = dict(positions='rotary', norm='rmsnorm', activation='silu', gated=True, bias=False, n_head=6, n_kv_head=2, head_dim=10, n_hidden=53, tied=False)
 SIZES = dict(vocab_size=99, block_size=37, n_layer=2, n_head=3, n_embd=42)
@@ -148,7 +149,7 @@ def test_merge_unmerge_merge(family, bits):
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
     near(logits(model), together, 2e-5)
     file = sys.modules[type(model).__module__]
-    file.to_hf(model)
+    layout_of(file).to_hf(model)
 
 
 def test_generates():

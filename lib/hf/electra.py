@@ -98,7 +98,7 @@ class Layout(engine.Layout):
         return self.join(config, state, small, other)
 
     def join(self, config, state, small, other):
-        """A discriminator and a generator as one model; what they share is seen in their tensors."""
+        """A discriminator and a generator as one model; their tensors tell what they share."""
         def equal(part):
             return all(name in other and torch.equal(w, other[name])
                        for name, w in state.items() if name.startswith(part))
