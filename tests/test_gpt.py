@@ -16,6 +16,7 @@ from torch.nn import functional as F
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import gpt
 from lib import show
+from lib.models import layout_of
 
 TINY = dict(vocab_size=99, block_size=37, n_layer=3, n_head=3, n_embd=42)
 LLAMA = dict(positions='rotary', norm='rmsnorm', activation='silu', gated=True, bias=False)
@@ -539,23 +540,28 @@ def test_transformers_both_ways(name, tmp_path):
     import transformers
     from safetensors.torch import save_file
     hf, hf_config, weights = theirs(name, tmp_path / 'a')
-    config, state = gpt.from_hf(hf_config, weights)
+    config, state = layout_of(gpt).from_hf(hf_config, weights)
     model, ids = gpt.Model(config).eval(), tokens(2, 29)
     model.load_state_dict(state, strict=True)
     with torch.no_grad():
         assert (hf(ids).logits - model.logits(ids)).abs().max() < 1e-4
-        hf_config, weights = gpt.to_hf(model)
+        hf_config, weights = layout_of(gpt).to_hf(model)
         os.makedirs(tmp_path / 'b')
         json.dump(hf_config, open(tmp_path / 'b' / 'config.json', 'w'))
         save_file(weights, tmp_path / 'b' / 'model.safetensors', metadata=dict(format='pt'))
         back, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'b', output_loading_info=True)
         assert not any(info.values()) and (type(back) is type(hf) or name == 'mistral-wide')  # without a window it is a Llama
         assert (back.eval()(ids).logits - model.logits(ids)).abs().max() < 1e-4
-    again, state = gpt.from_hf(*gpt.to_hf(model))
+    again, state = layout_of(gpt).from_hf(*layout_of(gpt).to_hf(model))
     assert again == dataclasses.replace(config, n_hidden=config.hidden, n_kv_head=again.n_kv_head, head_dim=again.head_dim,
                                         bias=again.bias, biases=again.biases)
     ours = model.state_dict()
     assert all(torch.equal(state[k], ours[k]) for k in ours)
+
+
+def read_config(config):
+    layout = layout_of(gpt)
+    return layout.build(layout.read_config(config))
 
 
 def test_config_of_transformers_4():
@@ -565,20 +571,20 @@ def test_config_of_transformers_4():
                max_position_embeddings=131, rms_norm_eps=1e-5, rope_theta=500000.0, tie_word_embeddings=True, attention_bias=False,
                rope_scaling=dict(factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0, original_max_position_embeddings=8192, rope_type='llama3'))
     new = {k: v for k, v in old.items() if not k.startswith('rope')} | dict(rope_parameters=old['rope_scaling'] | dict(rope_theta=500000.0))
-    weights = gpt.to_hf(gpt.Model(gpt._read_config(new)))[1]
-    a, b = gpt.from_hf(old, weights)[0], gpt.from_hf(new, weights)[0]
+    weights = layout_of(gpt).to_hf(gpt.Model(read_config(new)))[1]
+    a, b = layout_of(gpt).from_hf(old, weights)[0], layout_of(gpt).from_hf(new, weights)[0]
     assert a == b and (a.rope_theta, a.rope_factor, a.rope_scaling, a.rope_original) == (5e5, 32.0, 'llama3', 8192)
-    assert gpt._read_config(old | dict(rope_scaling=dict(type='linear', factor=2.0))).rope_scaling == 'linear'
+    assert read_config(old | dict(rope_scaling=dict(type='linear', factor=2.0))).rope_scaling == 'linear'
     neox = dict(model_type='gpt_neox', vocab_size=99, hidden_size=36, intermediate_size=37, num_hidden_layers=1, num_attention_heads=3,
                 max_position_embeddings=20, hidden_act='gelu', rotary_pct=0.5, rotary_emb_base=1234, use_parallel_residual=True)
-    config = gpt._read_config(neox)
+    config = read_config(neox)
     assert (config.rope_fraction, config.rope_theta, config.parallel, config.tied) == (0.5, 1234.0, True, False)
 
 
 def test_old_weights_open(tmp_path):
     hf, config, weights = theirs('gpt2', tmp_path)
     plain_names = {k.removeprefix('transformer.'): v for k, v in weights.items()} | {'h.0.attn.bias': torch.ones(1, 1, 37, 37)}
-    a, b = gpt.from_hf(config, weights)[1], gpt.from_hf(config, plain_names)[1]
+    a, b = layout_of(gpt).from_hf(config, weights)[1], layout_of(gpt).from_hf(config, plain_names)[1]
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -587,17 +593,17 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path):
     rope = config['rope_parameters']
     for change, says in ((dict(model_type='bloom'), "'bloom'"), (dict(hidden_act='mish'), "'mish'"), (dict(quantization_config={}), 'quantization'),
                          (dict(rope_parameters=rope | dict(rope_type='yarn', factor=2.0)), "'yarn'"), (dict(hidden_size=42), 'says'),
-                         (dict(num_hidden_layers=3), 'lack model.layers.2'), (dict(num_hidden_layers=1), 'has not')):
-        with pytest.raises(ValueError) as error: gpt.from_hf(config | change, weights)
+                         (dict(num_hidden_layers=3), 'lack model.layers.2'), (dict(num_hidden_layers=1), 'does not explain')):
+        with pytest.raises(ValueError) as error: layout_of(gpt).from_hf(config | change, weights)
         assert says in str(error.value) and '\n' not in str(error.value), change
-    with pytest.raises(ValueError, match='lacks .*vocab_size'): gpt.from_hf({k: v for k, v in config.items() if k != 'vocab_size'}, weights)
+    with pytest.raises(ValueError, match='lacks .*vocab_size'): layout_of(gpt).from_hf({k: v for k, v in config.items() if k != 'vocab_size'}, weights)
 
 
 def test_what_cannot_be_written_is_told(tmp_path):
     for kw, says in ((dict(positions='alibi'), 'alibi'), (dict(gated=True), 'gated'), (dict(LLAMA, gated=False), 'gated=False'),
                      (dict(LLAMA, post_norm=True), 'post_norm'), (dict(window=5), 'window'), (dict(LLAMA, rope_fraction=0.5, head_dim=8), 'rope_fraction'),
                      (dict(n_kv_head=1), 'kv_heads'), (dict(LLAMA, window=5, biases='qkv'), 'qkv.bias')):
-        with pytest.raises(ValueError) as error: gpt.to_hf(build(**kw))
+        with pytest.raises(ValueError) as error: layout_of(gpt).to_hf(build(**kw))
         assert says in str(error.value) and '\n' not in str(error.value), kw
 
 
@@ -606,7 +612,7 @@ def test_export_without_biases_and_with_padding(tmp_path):
     import transformers
     from safetensors.torch import save_file
     model, ids = build(bias=False, vocab_multiple=64, n_predict=2), tokens(2, 19)
-    hf_config, weights = gpt.to_hf(model)
+    hf_config, weights = layout_of(gpt).to_hf(model)
     json.dump(hf_config, open(tmp_path / 'config.json', 'w'))
     save_file(weights, tmp_path / 'model.safetensors', metadata=dict(format='pt'))
     with torch.no_grad():

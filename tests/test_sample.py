@@ -7,6 +7,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import bert, bpe, gpt, sample, t5, train
+from lib.models import layout_of
 
 transformers = pytest.importorskip('transformers')
 torch.set_num_threads(1)
@@ -27,7 +28,7 @@ def theirs(kind='gpt2', limit=LIMIT):
 
 
 def ours(model):
-    config, state = gpt.from_hf(model.config.to_dict(), model.state_dict())
+    config, state = layout_of(gpt).from_hf(model.config.to_dict(), model.state_dict())
     mine = gpt.Model(config)
     mine.load_state_dict(state)
     return mine.eval()
@@ -761,7 +762,7 @@ def translator(tmp_path_factory):
     with torch.no_grad():
         theirs.shared.weight.mul_(0.5)
         theirs.shared.weight[tokenizer.eot] = 0.5                          # so that the texts differ
-    made, state = t5.from_hf(config.to_dict(), {k: v.clone() for k, v in theirs.state_dict().items()})
+    made, state = layout_of(t5).from_hf(config.to_dict(), {k: v.clone() for k, v in theirs.state_dict().items()})
     made = dataclasses.replace(made, **{k: v for k, v in t5.fill(tokenizer).items() if k != 'start_id'})
     model = t5.Model(made)
     model.load_state_dict(state)
