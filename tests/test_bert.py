@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import bert, bpe, train
 from lib import masking, models, tasks
 from data.rows import Random, keyed
+from lib.models import layout_of
 
 tf = pytest.importorskip('transformers')
 tf.logging.set_verbosity_error()
@@ -148,25 +149,30 @@ def test_a_residual_stream_in_bf16(residual_streams):
     residual_streams(lambda on: model_of(small(residual_autocast=on, embed_dim=14)), bert.Block, tensors(make_batch(small())), 0.05)
 
 
+def read_config(config):
+    layout = layout_of(bert)
+    return layout.build(layout.read_config(config))
+
+
 def test_old_names_and_dialects(tmp_path):
     """bert-base-uncased's file says gamma and beta and holds more heads than its config names; ModernBERT's config has two dialects."""
     hf = hf_model('Bert', 'ForPreTraining')
     weights = {k.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): v for k, v in hf.state_dict().items()}
     weights['bert.embeddings.position_ids'] = torch.arange(43)[None]
-    config, state = bert.from_hf(dict(hf.config.to_dict(), architectures=['BertForMaskedLM']), weights)
+    config, state = layout_of(bert).from_hf(dict(hf.config.to_dict(), architectures=['BertForMaskedLM']), weights)
     model = bert.Model(config)
     model.load_state_dict(state, strict=True)
     ids = torch.randint(5, 99, (2, 7))
     assert config.sentences == 'nsp' and (model.eval().logits(ids) - hf(ids)[0]).abs().max() < 1e-4
     new = HF['ModernBert']().to_dict()
     old = {k: v for k, v in new.items() if k not in ('rope_parameters', 'layer_types')} | dict(global_rope_theta=160000.0, local_rope_theta=10000.0, global_attn_every_n_layers=3)
-    assert bert._read_config(old) == bert._read_config(new)
-    assert bert._read_config(dict(old, global_attn_every_n_layers=1)).window == 0
-    assert bert._read_config(dict(old, local_rope_theta=None)).rope_theta_local == 160000.0
+    assert read_config(old) == read_config(new)
+    assert read_config(dict(old, global_attn_every_n_layers=1)).window == 0
+    assert read_config(dict(old, local_rope_theta=None)).rope_theta_local == 160000.0
     for change, message in ((dict(model_type='xlm'), "'xlm'"), (dict(tie_word_embeddings=False), 'tie_word_embeddings=False'), (dict(hidden_activation='mish'), "'mish'")):
-        with pytest.raises(ValueError, match=message): bert._read_config(dict(new, **change))
-    with pytest.raises(ValueError, match='lack.*LayerNorm'): bert.from_hf(hf.config.to_dict(), {k: v for k, v in hf.state_dict().items() if 'LayerNorm' not in k})
-    with pytest.raises(ValueError, match='hold extra.thing'): bert.from_hf(hf.config.to_dict(), hf.state_dict() | {'extra.thing': torch.zeros(1)})
+        with pytest.raises(ValueError, match=message): read_config(dict(new, **change))
+    with pytest.raises(ValueError, match='lack.*LayerNorm'): layout_of(bert).from_hf(hf.config.to_dict(), {k: v for k, v in hf.state_dict().items() if 'LayerNorm' not in k})
+    with pytest.raises(ValueError, match='hold extra.thing'): layout_of(bert).from_hf(hf.config.to_dict(), hf.state_dict() | {'extra.thing': torch.zeros(1)})
 
 
 def test_our_own_go_to_transformers(tmp_path):
@@ -179,7 +185,7 @@ def test_our_own_go_to_transformers(tmp_path):
         assert (hf(ids).logits - model.logits(ids)).abs().max() < 1e-4
     for changes, message in ((dict(gated=True), 'gated=True'), (dict(positions='sinusoidal'), 'sinusoidal'), (dict(bias=False), 'no bias in attention'), (dict(mlm_transform=False), 'mlm_transform'),
                              (dict(kind='labelled', n_labels=3, pool='mean'), "pool='mean'")):
-        with pytest.raises(ValueError, match=message): bert.to_hf(bert.Model(small(**changes)))
+        with pytest.raises(ValueError, match=message): layout_of(bert).to_hf(bert.Model(small(**changes)))
 
 
 # ---------------------------------------------------------------------------------------------------- sizes
