@@ -10,6 +10,7 @@ import bert, bpe, electra, train
 from data import files
 from data.rows import Random, keyed
 from lib import flops, models, tasks
+from lib.models import layout_of
 
 tf = pytest.importorskip('transformers')
 tf.logging.set_verbosity_error()
@@ -531,7 +532,7 @@ def test_two_models_go_and_come_back(name, tmp_path):
     assert alone.config.objective == 'mlm' and (alone.logits(ids) - ours).abs().max() < 1e-4
     if config.objective not in ('electra', 'electra-15'): return
     parts = [files.read_hf(str(tmp_path / f)) for f in ('', 'generator')]
-    back, state = electra.from_hf(dict(parts[0][0], generator=parts[1][0]), parts[0][1] | {'generator/' + n: w for n, w in parts[1][1].items()})
+    back, state = layout_of(electra).from_hf(dict(parts[0][0], generator=parts[1][0]), parts[0][1] | {'generator/' + n: w for n, w in parts[1][1].items()})
     assert back.share == config.share and back.generator == config.generator
     twin = electra.Model(dataclasses.replace(back, objective=config.objective, **{n: TINY[n] for n in ('eot_id', 'cls_id', 'sep_id', 'mask_id')})).eval()
     twin.load_state_dict(state, strict=True)
@@ -543,22 +544,22 @@ def test_old_names_and_refusals():
     hf = hf_model('ForPreTraining')
     weights = {k.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): v for k, v in hf.state_dict().items()}
     weights['electra.embeddings.position_ids'] = torch.arange(43)[None]
-    config, state = electra.from_hf(hf.config.to_dict() | dict(architectures=['ElectraForPreTraining']), weights)
+    config, state = layout_of(electra).from_hf(hf.config.to_dict() | dict(architectures=['ElectraForPreTraining']), weights)
     model = electra.Model(config)
     model.load_state_dict(state, strict=True)
     ids = torch.randint(5, 99, (2, 7))
     assert (model.eval().logits(ids) - hf(ids).logits).abs().max() < 1e-4
     good = hf.config.to_dict()
     for change, message in ((dict(model_type='bert'), "'bert'"), (dict(tie_word_embeddings=False), 'tie_word_embeddings=False'), (dict(hidden_act='relu'), "'relu'")):
-        with pytest.raises(ValueError, match=message): electra.from_hf(dict(good, **change), weights)
-    with pytest.raises(ValueError, match='lack.*LayerNorm'): electra.from_hf(good, {k: v for k, v in weights.items() if 'LayerNorm' not in k})
-    with pytest.raises(ValueError, match='hold extra.thing'): electra.from_hf(good, weights | {'extra.thing': torch.zeros(1)})
-    with pytest.raises(ValueError, match="lacks 'hidden_size'"): electra.from_hf({k: v for k, v in good.items() if k != 'hidden_size'}, weights)
+        with pytest.raises(ValueError, match=message): layout_of(electra).from_hf(dict(good, **change), weights)
+    with pytest.raises(ValueError, match='lack.*LayerNorm'): layout_of(electra).from_hf(good, {k: v for k, v in weights.items() if 'LayerNorm' not in k})
+    with pytest.raises(ValueError, match='hold extra.thing'): layout_of(electra).from_hf(good, weights | {'extra.thing': torch.zeros(1)})
+    with pytest.raises(ValueError, match="lacks 'hidden_size'"): layout_of(electra).from_hf({k: v for k, v in good.items() if k != 'hidden_size'}, weights)
     for changes in (dict(gated=True), dict(activation='relu'), dict(n_segments=0), dict(positions='rotary', n_embd=12, n_head=3), dict(pre_norm=True)):
-        with pytest.raises(ValueError, match='no electra with'): electra.to_hf(electra.Model(small(**changes)))
-    parts = [electra.to_hf(model_of(small())), electra.to_hf_generator(model_of(small(n_hidden=80)))]
+        with pytest.raises(ValueError, match='no electra with'): layout_of(electra).to_hf(electra.Model(small(**changes)))
+    parts = [layout_of(electra).to_hf(model_of(small())), layout_of(electra).to_hf_generator(model_of(small(n_hidden=80)))]
     with pytest.raises(ValueError, match='generator has n_hidden=40.*expects 22'):
-        electra.from_hf(dict(parts[0][0], generator=parts[1][0]), parts[0][1] | {'generator/' + n: w for n, w in parts[1][1].items()})
+        layout_of(electra).from_hf(dict(parts[0][0], generator=parts[1][0]), parts[0][1] | {'generator/' + n: w for n, w in parts[1][1].items()})
 
 
 # ---------------------------------------------------------------------------------------------------- fine-tuning
