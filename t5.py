@@ -116,6 +116,7 @@ class Config:
 
 activations = {'relu': F.relu, 'gelu_tanh': lambda x: F.gelu(x, approximate='tanh'), 'gelu': F.gelu, 'silu': F.silu}
 kinds = ('text', 'pairs')
+family = 't5'                  # whose tables of lib/ fit: Hugging Face's layout; a copy keeps the line
 
 # ---------------------------------------------------------------------------------------------------------------------
 # presets: what differs from T5-small
@@ -817,96 +818,3 @@ def show(model, tokenizer, ids):
         lines += [f'{text}\n  >>> {right} of {len(fills[1])} gaps filled as they were: [filling], or [filling|truth]']
     model.train(training)
     return '\n'.join(lines)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Hugging Face: our names and theirs. Where theirs are several, ours holds their rows one after another.
-
-hf_types = ('t5', 'mt5')
-_proj = {'relu': ('relu', False), 'gelu': ('gelu', False), 'gelu_new': ('gelu_tanh', False), 'silu': ('silu', False),
-         'gated-relu': ('relu', True), 'gated-gelu': ('gelu_tanh', True), 'gated-gelu_new': ('gelu_tanh', True),
-         'gated-silu': ('silu', True)}  # feed_forward_proj
-
-
-def _read_config(hf, weights):
-    """config.json, in the dialect of transformers 4 (tie_word_embeddings tells whether the head is scaled) or 5
-    (scale_decoder_outputs does) -> Config"""
-    if hf.get('model_type') not in hf_types:
-        raise ValueError(f'model_type {hf.get("model_type")!r}: t5.py reads {", ".join(hf_types)}')
-    old = hf['model_type'] == 't5'
-    proj = hf.get('feed_forward_proj', 'relu' if old else 'gated-gelu')
-    if proj not in _proj: raise ValueError(f'feed_forward_proj {proj!r} in config.json: t5.py knows {", ".join(_proj)}')
-    V, head, table = hf['vocab_size'], weights.get('lm_head.weight'), weights.get('shared.weight')
-    scaled = hf.get('scale_decoder_outputs', hf.get('tie_word_embeddings', old) is not False)
-    one = lambda key, other: other if hf.get(key) is None else hf[key][0] if isinstance(hf[key], list) else hf[key]
-    sentinel_first = min(max(V // 100, 1) * 100, V) - 1                    # T5's 32099 of 32128, mT5's 250099 of 250112
-    return Config(vocab_size=V, block_size=hf.get('n_positions', 512), n_layer=hf['num_layers'],
-                  n_decoder_layer=one('num_decoder_layers', 0), n_head=hf['num_heads'], n_embd=hf['d_model'],
-                  head_dim=hf['d_kv'], n_hidden=hf['d_ff'], activation=_proj[proj][0], gated=_proj[proj][1],
-                  tied=head is None or table is not None and head.shape == table.shape and torch.equal(head, table),
-                  scale_head=scaled, dropout=float(hf.get('dropout_rate', 0.1)),
-                  norm_eps=hf.get('layer_norm_epsilon', 1e-6), buckets=hf.get('relative_attention_num_buckets', 32),
-                  max_distance=hf.get('relative_attention_max_distance', 128), pad_id=one('pad_token_id', 0),
-                  eot_id=one('eos_token_id', 1), start_id=one('decoder_start_token_id', -1),
-                  sentinel_first=sentinel_first, mask_id=sentinel_first)
-
-
-def _their_names(name, config):
-    """decoder.3.cross.kv.weight -> [decoder.block.3.layer.1.EncDecAttention.k.weight, ..v.weight]"""
-    if name in (top := {'tokens.weight': 'shared.weight', 'head.weight': 'lm_head.weight'}): return [top[name]]
-    side, rest = name.split('.', 1) if '_' not in name.split('.')[0] else name.split('_', 1)
-    if rest == 'norm.weight': return [f'{side}.final_layer_norm.weight']
-    if rest == 'bias.weight': return [f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight']
-    i, part, *leaf = rest.split('.')
-    place = {'attention': '0.SelfAttention', 'norm_self': '0.layer_norm', 'cross': '1.EncDecAttention',
-             'norm_cross': '1.layer_norm', 'mlp': f'{1 + (side == "decoder")}.DenseReluDense',
-             'norm_mlp': f'{1 + (side == "decoder")}.layer_norm'}[part]
-    inner = {'q': ['q.'], 'kv': ['k.', 'v.'], 'out': ['o.'], 'down': ['wo.'],
-             'up': ['wi_0.', 'wi_1.'] if config.gated else ['wi.']}.get(leaf[0], [''])
-    return [f'{side}.block.{i}.layer.{place}.{n}weight' for n in inner]
-
-
-def from_hf(hf_config, weights):
-    """config.json and tensors by name, as save_pretrained writes them -> Config, state dict"""
-    try: config = _read_config(hf_config, weights)
-    except KeyError as error: raise ValueError(f'config.json lacks {error}') from None
-    with torch.device('meta'): shapes = {name: p.shape for name, p in Model(config).state_dict().items()}
-    state, used = {}, {'lm_head.weight'}
-    for name, shape in shapes.items():
-        theirs = _their_names('tokens.weight' if name == 'head.weight' and config.tied else name, config)
-        if missing := [n for n in theirs if n not in weights]:
-            raise ValueError(f'{hf_config["model_type"]} weights lack {missing[0]}: '
-                             f'they have {len(weights)} tensors, such as {next(iter(weights), None)}')
-        w = torch.cat([weights[n] for n in theirs])
-        if w.shape != shape: raise ValueError(f'{theirs[0]} gives {tuple(w.shape)}, config.json says {tuple(shape)}')
-        state[name] = w
-        used.update(theirs)
-    extra = ('embed_tokens.weight', 'EncDecAttention.relative_attention_bias.weight')  # copies, and a table never used
-    if unknown := [n for n in weights if n not in used and not n.endswith(extra)]:
-        raise ValueError(f'{hf_config["model_type"]} weights hold {unknown[0]}, which config.json does not explain')
-    return config, state
-
-
-def to_hf(model):
-    """-> config.json as a dict, tensors by name; shared blocks are written twice. ValueError if transformers has no
-    such model."""
-    c, V = model.config, model.config.vocab_size
-    proj = next((name for name, kind in _proj.items() if kind == (c.activation, c.gated)), None)
-    if not c.two or proj is None:
-        raise ValueError(f'transformers has no T5 with architecture={c.architecture}, activation={c.activation}, '
-                         f'gated={c.gated}')
-    hf = dict(architectures=['T5ForConditionalGeneration'], model_type='t5', is_encoder_decoder=True, vocab_size=V,
-              d_model=c.n_embd, d_kv=c.width, d_ff=c.n_hidden, num_layers=c.n_layer,
-              num_decoder_layers=c.n_decoder_layer or c.n_layer, num_heads=c.n_head,
-              relative_attention_num_buckets=c.buckets, relative_attention_max_distance=c.max_distance,
-              dropout_rate=c.dropout, layer_norm_epsilon=c.norm_eps, feed_forward_proj=proj,
-              tie_word_embeddings=c.scale_head, scale_decoder_outputs=c.scale_head, n_positions=c.block_size,
-              pad_token_id=c.pad_id, eos_token_id=c.eot_id, decoder_start_token_id=c.start)
-    state, weights = model.state_dict(), {}
-    if c.shared:
-        state |= {n.replace('decoder', 'encoder', 1): w for n, w in state.items()
-                  if n.startswith('decoder.') and 'cross' not in n}
-    for name, w in state.items():
-        theirs = _their_names(name, c)
-        for n, part in zip(theirs, (w[:V] if name in ('tokens.weight', 'head.weight') else w).chunk(len(theirs))):
-            weights[n] = part.contiguous().clone()
-    return hf, weights

@@ -10,6 +10,7 @@ import t5
 import train
 from data import files
 from data.rows import Random, keyed
+from lib.models import layout_of
 
 tf = pytest.importorskip('transformers')
 TINY = dict(vocab_size=99, n_layer=2, n_head=3, n_embd=24, head_dim=7, n_hidden=37, block_size=40, eot_id=1, pad_id=0, mask_id=98,
@@ -204,7 +205,7 @@ def hf_model(seed=0, untie=False, **kw):
 
 
 def ours_of(m):
-    config, state = t5.from_hf(m.config.to_dict(), {k: v.clone() for k, v in m.state_dict().items()})
+    config, state = layout_of(t5).from_hf(m.config.to_dict(), {k: v.clone() for k, v in m.state_dict().items()})
     ours = t5.Model(config)
     ours.load_state_dict(state, strict=True)
     return ours.eval()
@@ -224,7 +225,7 @@ def test_hf_both_ways(kw, tmp_path):
     masked = theirs(input_ids=x, attention_mask=mask.long(), decoder_input_ids=y).logits
     assert (ours.logits(x, y, mask) - masked).abs().max() < 1e-4
     assert ours.config.tied != bool(kw.get('untie')) and ours.config.scale_head == kw.get('tie_word_embeddings', True)
-    hf, weights = t5.to_hf(ours)
+    hf, weights = layout_of(t5).to_hf(ours)
     files.write_safetensors(str(tmp_path / 'model.safetensors'), weights)
     (tmp_path / 'config.json').write_text(__import__('json').dumps(hf))
     again = tf.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
@@ -237,21 +238,21 @@ def test_hf_dialects_and_errors():
     w = hf_model(untie=True).state_dict()
     new = hf_model().config.to_dict()
     old = {k: v for k, v in new.items() if k not in ('scale_decoder_outputs', 'dense_act_fn', 'is_gated_act', 'dtype')} | {'torch_dtype': 'float32'}
-    assert t5.from_hf(old | {'tie_word_embeddings': False}, w)[0].scale_head is False
-    assert t5.from_hf(old, w)[0].scale_head is True and t5.from_hf(new | {'scale_decoder_outputs': False}, w)[0].scale_head is False
+    assert layout_of(t5).from_hf(old | {'tie_word_embeddings': False}, w)[0].scale_head is False
+    assert layout_of(t5).from_hf(old, w)[0].scale_head is True and layout_of(t5).from_hf(new | {'scale_decoder_outputs': False}, w)[0].scale_head is False
     for bad, weights, word in ((dict(model_type='umt5'), w, 'model_type'), (dict(feed_forward_proj='x'), w, 'feed_forward_proj'),
                                ({}, {k: v for k, v in w.items() if k != 'shared.weight'}, 'shared.weight'), (dict(d_ff=38), w, 'says'),
                                ({}, w | {'extra': w['shared.weight']}, 'extra')):
-        with pytest.raises(ValueError, match=word): t5.from_hf(new | bad, weights)
-    with pytest.raises(ValueError, match='architecture'): t5.to_hf(model(architecture='decoder'))
+        with pytest.raises(ValueError, match=word): layout_of(t5).from_hf(new | bad, weights)
+    with pytest.raises(ValueError, match='architecture'): layout_of(t5).to_hf(model(architecture='decoder'))
 
 
 @torch.no_grad()
 def test_vocab_multiple_and_shared_export():
     m = model(vocab_multiple=64, shared=True, **GATED)
-    hf, w = t5.to_hf(m)
+    hf, w = layout_of(t5).to_hf(m)
     assert w['shared.weight'].shape == (99, 24) and m.tokens.weight.shape == (128, 24)
-    config, state = t5.from_hf(hf, w)
+    config, state = layout_of(t5).from_hf(hf, w)
     again = t5.Model(config).eval()
     again.load_state_dict(state)
     x, y = torch.randint(5, 99, (2, 13)), torch.randint(5, 99, (2, 7))
