@@ -1,217 +1,330 @@
-"""Writing prepared folders: text as token ids (train.bin, val.bin), examples as lines (train.jsonl, val.jsonl).
+"""Writes prepared folders: text as ids (train.bin, val.bin), examples as lines (train.jsonl, val.jsonl).
 
-A folder is made at a temporary name and renamed when it is whole; whoever comes second waits and finds it. Text passes
-through in pieces of a megabyte, encoded on all cores.
+Text passes through in pieces of a megabyte and is encoded on all cores. About a 20th of the
+documents or examples is for validation, picked by a hash of their text, so that copies stay on one
+side.
 """
-import collections, concurrent.futures, contextlib, hashlib, json, multiprocessing, os, shutil, signal, sys
+import collections
+import concurrent.futures
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from dataclasses import dataclass
 
 import numpy as np
-try: import fcntl
-except ImportError: fcntl = None                         # Windows: no lock; prepare before starting several processes
 
 import bpe
 from data import reading, supervised
-from data.download import Progress, checksum
-from data.reading import SAMPLE, read_jsonl, size_of, suffix
+from data.download import Progress
+from data.folders import finish
+from data.reading import read_jsonl, size_of, suffix
 from data.vocabulary import get_tokenizer
 
+SAMPLE = 64 << 20           # bytes of text that a vocabulary is trained on, spread evenly
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-@contextlib.contextmanager
-def new_folder(out):
-    """A temporary folder that becomes `out` when the block ends well, and vanishes when not. Yields '' when `out` is
-    there. The lock lies inside the temporary folder and dies with its process: others wait, and a killed run blocks
-    nobody."""
-    out, new, lock = out.rstrip('/'), out.rstrip('/') + '.tmp', None
-    try:
-        while not os.path.exists(os.path.join(out, 'meta.json')):
-            if os.path.lexists(out) and (not os.path.isdir(out) or os.listdir(out)):
-                raise FileExistsError(f'{out} exists and is no prepared folder (it has no meta.json): '
-                                      'move it away, or pass another --out')
-            os.makedirs(new, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError): # renamed or removed in this moment: look again
-                if lock: lock.close()
-                lock = open(os.path.join(new, '.lock'), 'w')
-                if fcntl:
-                    try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        print(f'waiting for the process that prepares {out}', file=sys.stderr, flush=True)
-                        fcntl.flock(lock, fcntl.LOCK_EX)
-                if os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name)): break
-        else:
-            yield ''
-            return
-        try:
-            for name in set(os.listdir(new)) - {'.lock'}: os.remove(os.path.join(new, name))      # left by a killed run
-            yield new
-            for name in os.listdir(new):
-                with open(os.path.join(new, name), 'rb') as f: os.fsync(f.fileno())
-            if os.path.isdir(out): os.rmdir(out)         # an empty one
-            os.rename(new, out)
-            os.remove(os.path.join(out, '.lock'))
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
-    finally:
-        if lock: lock.close()
-
-def finish(folder, tok, tag, meta):
-    "writes tokenizer.json and, with the checksums, meta.json: what makes a folder a prepared one"
-    tok.save(os.path.join(folder, 'tokenizer.json'))
-    meta |= dict(version=1, tokenizer='tokenizer.json', name=tag, vocab_size=tok.vocab_size, special=tok.special,
-                 eot=tok.eot)
-    meta['sha256'] = {n: checksum(os.path.join(folder, n)) for n in sorted(os.listdir(folder)) if n != '.lock'}
-    with open(os.path.join(folder, 'meta.json'), 'w') as f: json.dump(meta, f, indent=1)
-    return meta
 
 def for_validation(text, share):
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'little') < share * 2 ** 64
+    """Whether a document is one of the `share` that is for validation. Its hash decides."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'little') < share * 2 ** 64
 
-def jobs(train, val, share, counts):
-    "groups pieces to lists of about a megabyte, [(piece, last, split)], and decides on which side a document goes"
-    job, size, split = [], 0, None
-    for fixed, stream in enumerate((train(), val()) if val else (train(),)):
-        for text, last in stream:
-            if split is None: split = fixed if val else int(for_validation(text, share))
-            job.append((text, last, split))
-            size += len(text) + 1
-            if last: counts[split], split = counts[split] + 1, None
-            if size >= reading.PIECE:
-                yield job
-                job, size = [], 0
-    if job: yield job
+
+# ------------------------------------------------------------------------------- encoding on all cores
 
 def encode(tok, dtype, job):
-    "-> [ids for train, for val], [bytes of text for train, for val]"
-    parts, sizes = ([], []), [0, 0]
+    """Encodes a list of (piece, last, split), where split is 0 for training and 1 for validation.
+
+    Returns [ids of training, of validation] and [bytes of training, of validation].
+    """
+    parts = [], []
+    sizes = [0, 0]
     for text, last, split in job:
         sizes[split] += size_of(text)
-        if text: parts[split].append(tok.encode_numpy(text).astype(dtype))
-        if last: parts[split].append(np.array([tok.eot], dtype))
-    return [np.concatenate(p) if p else np.zeros(0, dtype) for p in parts], sizes
+        if text:
+            parts[split].append(tok.encode_numpy(text).astype(dtype))
+        if last:
+            parts[split].append(np.array([tok.eot], dtype))
+    ids = [np.concatenate(p) if p else np.zeros(0, dtype) for p in parts]
+    return ids, sizes
 
-def in_process(job):
-    return encode(*in_process.tools, job)
 
 def start_process(*tools):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)         # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)        # the parent handles Ctrl-C
     in_process.tools = tools
 
+
+def in_process(job):
+    """encode() with the tokenizer and dtype that this process was started with."""
+    return encode(*in_process.tools, job)
+
+
 def encoded(tok, dtype, work, total):
-    """jobs -> results in order, on all cores. Threads where encode_numpy lets go of the interpreter (tiktoken, numpy);
-    processes for a tokenizer written in Python, when there is enough to do."""
-    queue, fork = collections.deque(), (type(tok).encode_numpy is bpe.Tokenizer.encode_numpy and total > 4 * reading.PIECE
-                                        and hasattr(os, 'fork'))
-    if fork:
-        pool = concurrent.futures.ProcessPoolExecutor(CORES, multiprocessing.get_context('fork'), start_process,
-                                                      (tok, dtype))
-    else: pool = concurrent.futures.ThreadPoolExecutor(CORES)
+    """Encodes jobs on all cores and yields their results in order. total: bytes of text in all.
+
+    Threads do where encode_numpy releases the interpreter's lock (tiktoken, numpy). A tokenizer
+    that is written in Python gets processes, if there is enough to do.
+    """
+    in_python = type(tok).encode_numpy is bpe.Tokenizer.encode_numpy
+    if in_python and total > 4 * reading.PIECE and hasattr(os, 'fork'):
+        fork = multiprocessing.get_context('fork')
+        pool = concurrent.futures.ProcessPoolExecutor(CORES, fork, start_process, (tok, dtype))
+        submit = functools.partial(pool.submit, in_process)
+    else:
+        pool = concurrent.futures.ThreadPoolExecutor(CORES)
+        submit = functools.partial(pool.submit, encode, tok, dtype)
+    most = 3 * CORES                                    # jobs of a megabyte that wait in memory
+    waiting = collections.deque()
     try:
         for job in work:
-            queue.append(pool.submit(in_process, job) if fork else pool.submit(encode, tok, dtype, job))
-            if len(queue) > 3 * CORES: yield queue.popleft().result()      # so many megabytes wait at most
-        while queue: yield queue.popleft().result()
+            waiting.append(submit(job))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
-def write_text(folder, train, val=None, tokenizer='bpe', vocab_size=8192, tag='', share=0.05, total=0, source=''):
-    """Encodes documents into folder -> meta. train, val: functions that return a fresh iterator of (piece, last);
-    without val, `share` of the documents is picked. total: bytes of text, as far as known."""
+
+# ------------------------------------------------------------------------------------ running text
+
+@dataclass
+class Split:
+    """One file of ids, train.bin or val.bin, and how much has been written to it."""
+    path: str
+    tokens: int = 0
+    bytes: int = 0          # of text, not of ids
+    documents: int = 0
+
+
+def jobs(train, val, share, splits):
+    """Groups pieces to jobs of about a megabyte, lists of (piece, last, split), and counts documents.
+
+    Without val, the hash of a document's first piece decides which split it belongs to.
+    """
+    job = []
+    size = 0
+    split = None                                        # that of the document at hand
+    for number, stream in enumerate((train, val) if val else (train,)):
+        for text, last in stream():
+            if split is None:
+                split = number if val else int(for_validation(text, share))
+            job.append((text, last, split))
+            size += len(text) + 1
+            if last:
+                splits[split].documents += 1
+                split = None
+            if size >= reading.PIECE:
+                yield job
+                job = []
+                size = 0
+    if job:
+        yield job
+
+
+def make_tokenizer(tokenizer, vocab_size, tag, streams, total, source):
+    """The tokenizer for running text, and the bytes of text that it was trained on (0 if it was not).
+
+    Raises ValueError if there is no text, or the tokenizer has no end-of-text id.
+    """
+    progress = Progress(f'vocabulary {tag}', total)
+    stride = max(1, total // SAMPLE) if tokenizer == 'bpe' else 1       # char has to see all
     seen = 0
+
     def sample():
         nonlocal seen
-        stride = max(1, total // SAMPLE) if tokenizer == 'bpe' else 1      # every n-th piece: for a corpus of any size
-        for i, (text, _) in enumerate(piece for stream in ((train, val) if val else (train,)) for piece in stream()):
+        texts = (text for stream in streams for text, _ in stream())
+        for i, text in enumerate(texts):
             seen += size_of(text)
-            if i % stride == 0 and text: yield text
+            if i % stride == 0 and text:
+                yield text
             progress(seen)
-        if not seen: raise ValueError(f'{source}: no text in it (0 bytes); expected running text')
-    progress = Progress(f'vocabulary {tag}', total)
+        if not seen:
+            raise ValueError(f'{source}: no text in it (0 bytes); expected running text')
+
     tok = get_tokenizer(tokenizer, vocab_size, sample)
-    if seen: progress(seen, last=True)
+    if seen:
+        progress(seen, last=True)
     if tok.eot is None:
         raise ValueError(f'the tokenizer {tag} has no end-of-text id to put between documents: '
                          'take another, like --tokenizer=bpe')
+    return tok, seen
+
+
+def write_text(folder, train, val=None, tokenizer='bpe', vocab_size=8192, tag='', share=0.05,
+               total=0, source=''):
+    """Encodes documents into train.bin and val.bin of a folder. Returns its meta.
+
+    train, val: functions that return a fresh iterator of (piece, last); without val, `share` of the
+        documents is picked for validation
+    tokenizer, vocab_size, tag: see data/vocabulary.py
+    total: bytes of text, as far as known, to show progress against
+    source: where the text comes from, for meta.json and messages
+
+    Raises ValueError if there is no text, for training or for validation.
+    """
+    streams = (train, val) if val else (train,)
+    tok, seen = make_tokenizer(tokenizer, vocab_size, tag, streams, total, source)
+    total = seen or total
     dtype = np.dtype('uint16' if tok.vocab_size <= 65536 else 'uint32')
-    paths = [os.path.join(folder, n) for n in ('train.bin', 'val.bin')]
-    tokens, sizes, counts, progress = [0, 0], [0, 0], [0, 0], Progress(f'encoding {tag}', seen or total)
-    with open(paths[0], 'wb') as a, open(paths[1], 'wb') as b:
-        for ids, done in encoded(tok, dtype, jobs(train, val, share, counts), seen or total):
-            for split, f in enumerate((a, b)):
-                f.write(ids[split])
-                tokens[split] += len(ids[split])
-                sizes[split] += done[split]
-            progress(sum(sizes))
-    progress(sum(sizes), last=True)
-    if sum(sizes) == 0 or val and 0 in sizes:
-        side = 'in it' if not sum(sizes) else 'to train on' if not sizes[0] else 'for validation'
-        raise ValueError(f'{source}: no text {side} (0 bytes); expected running text')
-    if not val and not share / 5 < sizes[1] / sum(sizes) < max(0.2, 4 * share):
-        recut(paths, tok, dtype, tokens, sizes, counts)
+    splits = [Split(os.path.join(folder, name)) for name in ('train.bin', 'val.bin')]
+    progress = Progress(f'encoding {tag}', total)
+    with open(splits[0].path, 'wb') as train_file, open(splits[1].path, 'wb') as val_file:
+        for ids, sizes in encoded(tok, dtype, jobs(train, val, share, splits), total):
+            for i, f in enumerate((train_file, val_file)):
+                f.write(ids[i])
+                splits[i].tokens += len(ids[i])
+                splits[i].bytes += sizes[i]
+            progress(splits[0].bytes + splits[1].bytes)
+    written = splits[0].bytes + splits[1].bytes
+    progress(written, last=True)
+    for missing, where in ((not written, 'in it'), (val and not splits[0].bytes, 'to train on'),
+                           (val and not splits[1].bytes, 'for validation')):
+        if missing:
+            raise ValueError(f'{source}: no text {where} (0 bytes); expected running text')
+    if not val and not share / 5 < splits[1].bytes / written < max(0.2, 4 * share):
+        recut(splits, tok, dtype)
     meta = dict(kind='text', source=source, dtype=dtype.name)
-    for i, split in enumerate(('train', 'val')):
-        meta |= {f'{split}_tokens': tokens[i], f'{split}_bytes': sizes[i], f'{split}_documents': counts[i]}
+    for name, split in zip(('train', 'val'), splits):
+        meta[name + '_tokens'] = split.tokens
+        meta[name + '_bytes'] = split.bytes
+        meta[name + '_documents'] = split.documents
     return finish(folder, tok, tag, meta)
 
-def recut(paths, tok, dtype, tokens, sizes, counts):
-    """Too few documents to pick from: val.bin becomes the end of all the text, from the border between documents that
-    is nearest to nine tenths, or from there when none lies between eight tenths and the end (of one document: nine
-    tenths, as nanoGPT)."""
-    with open(paths[0], 'ab') as a, open(paths[1], 'rb') as b: shutil.copyfileobj(b, a)
-    def blocks(f, start, stop):
-        f.seek(start * dtype.itemsize)
-        while start < stop and len(part := np.fromfile(f, dtype, min(reading.PIECE, stop - start))):
-            yield start, part
-            start += len(part)
-    n, size, ends = sum(tokens), 0, 0
+
+def blocks(f, dtype, start, stop):
+    """Yields the ids start to stop of an open file as (place, ids), about a million at a time."""
+    f.seek(start * dtype.itemsize)
+    while start < stop:
+        ids = np.fromfile(f, dtype, min(reading.PIECE, stop - start))
+        if not len(ids):
+            return
+        yield start, ids
+        start += len(ids)
+
+
+def recut(splits, tok, dtype):
+    """Makes val.bin the end of all the text, where documents were too few or too unequal to pick from.
+
+    The cut is the border between documents that is nearest to nine tenths of the tokens. If there
+    is none between eight tenths and nearly the end, it goes through a document at nine tenths, as
+    in nanoGPT, and this document counts on both sides.
+    """
+    train, val = splits
+    with open(train.path, 'ab') as f, open(val.path, 'rb') as rest:
+        shutil.copyfileobj(rest, f)
+    n = train.tokens + val.tokens
+    written = train.bytes + val.bytes
+    documents = train.documents + val.documents
     goal = max(1, (n - 1) * 9 // 10)
-    with open(paths[0], 'rb') as a, open(paths[1], 'wb') as b:
-        borders = [i + 1 + int(j) for i, part in blocks(a, n * 8 // 10 - 1, n - n // 50 - 1)
-                   for j in np.flatnonzero(part == tok.eot)] if n > 50 else []
-        at = min(borders, key=lambda i: abs(i - goal), default=goal)
-        for _, part in blocks(a, at, n):
-            size, ends = size + int(tok.byte_lengths[part].sum()), ends + int((part == tok.eot).sum())
-            b.write(part)
-    counts[:] = [sum(counts) - ends + (not borders), ends]                 # a document that is cut counts on both sides
-    tokens[:], sizes[:] = [at, n - at], [max(0, sum(sizes) - size), size]
-    os.truncate(paths[0], at * dtype.itemsize)
+    borders = []
+    val.bytes = 0
+    val.documents = 0
+    with open(train.path, 'rb') as f, open(val.path, 'wb') as out:
+        if n > 50:
+            for start, ids in blocks(f, dtype, n * 8 // 10 - 1, n - n // 50 - 1):
+                borders += [start + int(i) + 1 for i in np.flatnonzero(ids == tok.eot)]
+        at = min(borders, key=lambda border: abs(border - goal), default=goal)
+        for _, ids in blocks(f, dtype, at, n):
+            val.bytes += int(tok.byte_lengths[ids].sum())
+            val.documents += int((ids == tok.eot).sum())
+            out.write(ids)
+    train.documents = documents - val.documents + (not borders)
+    train.tokens = at
+    val.tokens = n - at
+    train.bytes = max(0, written - val.bytes)
+    os.truncate(train.path, at * dtype.itemsize)
+
+
+# ---------------------------------------------------------------------------------------- examples
 
 def examples(paths, kind):
+    """Yields the lines of .jsonl files as checked examples of a kind, see data/supervised.py."""
     for path in paths:
         if suffix(path) != '.jsonl':
-            raise ValueError(f'{path}: expected only .jsonl files beside the {kind} data in {paths[0]}')
-        for number, row in read_jsonl(path): yield supervised.check(supervised.mended(row), kind, path, number)
+            raise ValueError(f'{path}: expected only .jsonl files beside the {kind} data '
+                             f'in {paths[0]}')
+        for number, row in read_jsonl(path):
+            yield supervised.check(supervised.mended(row), kind, path, number)
 
-def write_examples(folder, kind, train, val=None, tokenizer='bpe', vocab_size=8192, tag='', source='', share=0.05,
-                   more_val={}, **more):
-    """Supervised data -> meta. train, val: functions that return a fresh iterator of checked rows; without val, `share`
-    of them is picked. more_val: further sets for validation, {name: function}, which become val-NAME.jsonl and
-    meta['more_val']. A class label or tag is stored as its place in meta['labels']. The text stays text; tokenizer.json
-    is there for models that start from nothing. more: further entries of meta, such as metric."""
-    every = lambda: (row for stream in ((train, val) if val else (train,)) for row in stream())
-    labels = dict(labelled=lambda row: [row['label']], tagged=lambda row: row['tags']).get(kind)
-    names = supervised.label_names((x for row in every() for x in labels(row)), source) if labels else None
-    meta = dict(kind=kind, source=source, labels=names and [str(n) for n in names], metric=supervised.METRIC[kind])
-    if kind == 'labelled' and not names: meta['metric'] = 'pearson'
-    meta |= more | ({'more_val': list(more_val)} if more_val else {})
-    place, counts, last = {n: i for i, n in enumerate(names or [])}, [0, 0], ''
-    def line_of(row):
-        if kind == 'labelled': row['label'] = place[row['label']] if names else float(row['label'])
-        if kind == 'tagged': row['tags'] = [place[t] for t in row['tags']]
-        return json.dumps(row) + '\n'
-    with open(os.path.join(folder, 'train.jsonl'), 'w') as a, open(os.path.join(folder, 'val.jsonl'), 'w') as b:
-        for i, stream in enumerate((train, val) if val else (train,)):
+
+def classes_of(row, kind):
+    """The labels of an example that become numbers: its class, or its tags."""
+    if kind == 'labelled':
+        return [row['label']]
+    return row['tags'] if kind == 'tagged' else []
+
+
+def write_rows(folder, train, val, share, line_of):
+    """Writes train.jsonl and val.jsonl. Returns the number of examples of each."""
+    counts = [0, 0]
+    last = ''                                           # the last line of train.jsonl
+    train_path = os.path.join(folder, 'train.jsonl')
+    val_path = os.path.join(folder, 'val.jsonl')
+    with open(train_path, 'w', newline='\n') as a, open(val_path, 'w', newline='\n') as b:
+        for number, stream in enumerate((train, val) if val else (train,)):
             for line in map(line_of, stream()):
-                split = i if val else int(counts[0] > 0 and for_validation(line, share))
+                split = number if val else int(counts[0] > 0 and for_validation(line, share))
                 (a, b)[split].write(line)
-                counts[split], last = counts[split] + 1, last if split else line
-        if not val and counts[0] > 1 and not counts[1]:  # a handful of examples: the last one
+                counts[split] += 1
+                if split == 0:
+                    last = line
+        if not val and counts[0] > 1 and counts[1] == 0:    # a handful: the last one is moved
             b.write(last)
             a.truncate(a.tell() - len(last))
             counts = [counts[0] - 1, 1]
+    return counts
+
+
+def write_examples(folder, kind, train, val=None, tokenizer='bpe', vocab_size=8192, tag='',
+                   source='', share=0.05, more_val={}, **more):
+    """Writes supervised data into a folder. Returns its meta.
+
+    train, val: functions that return a fresh iterator of checked rows; without val, `share` of the
+        rows is picked for validation
+    more_val: further sets for validation, {name: function}, which become val-NAME.jsonl
+    more: further entries of meta.json, such as metric
+
+    Text stays text; tokenizer.json is there for models that start from nothing. A class or tag is
+    stored as its place in meta['labels']. Raises ValueError if there is no example for training or
+    none for validation, or if the labels are of two types or all the same.
+    """
+    def rows():
+        for stream in (train, val) if val else (train,):
+            yield from stream()
+
+    names = None
+    if kind in ('labelled', 'tagged'):
+        found = (label for row in rows() for label in classes_of(row, kind))
+        names = supervised.label_names(found, source)
+    place = {name: i for i, name in enumerate(names or [])}
+
+    def line_of(row):
+        if kind == 'labelled':
+            row['label'] = place[row['label']] if names else float(row['label'])
+        if kind == 'tagged':
+            row['tags'] = [place[tag] for tag in row['tags']]
+        return json.dumps(row) + '\n'
+
+    metric = supervised.METRIC[kind]
+    if kind == 'labelled' and not names:
+        metric = 'pearson'
+    labels = None if names is None else [str(name) for name in names]
+    meta = dict(kind=kind, source=source, labels=labels, metric=metric) | more
+    if more_val:
+        meta['more_val'] = list(more_val)
+    counts = write_rows(folder, train, val, share, line_of)
     if 0 in counts:
-        raise ValueError(f'{source}: {sum(counts)} examples; expected at least one to train on and one for validation')
+        raise ValueError(f'{source}: {sum(counts)} examples; '
+                         'expected at least one to train on and one for validation')
     for name, stream in more_val.items():
-        with open(os.path.join(folder, f'val-{name}.jsonl'), 'w') as f: f.writelines(map(line_of, stream()))
-    tok = get_tokenizer(tokenizer, vocab_size, lambda: (s for row in every() for s in supervised.strings(row)))
-    return finish(folder, tok, tag, meta | dict(train_examples=counts[0], val_examples=counts[1]))
+        with open(os.path.join(folder, f'val-{name}.jsonl'), 'w', newline='\n') as f:
+            f.writelines(map(line_of, stream()))
+    tok = get_tokenizer(tokenizer, vocab_size,
+                        lambda: (s for row in rows() for s in supervised.strings(row)))
+    meta |= dict(train_examples=counts[0], val_examples=counts[1])
+    return finish(folder, tok, tag, meta)

@@ -218,7 +218,7 @@ def test_damaged_folders_are_refused(made):
     damage('meta.json', meta(train_tokens=None), 'no train_tokens')
     refused(lambda: text.prepare('a.txt', 'nope.json'), '--tokenizer=nope.json', 'expected bpe')
     assert text.open_meta(made, check=True)['kind'] == 'text'
-    refused(lambda: text.open_meta('.'), 'no prepared folder', 'python data/text.py', kind=FileNotFoundError)
+    refused(lambda: text.open_meta('.'), 'not a prepared folder', 'python data/text.py', kind=FileNotFoundError)
 
 def test_prepared_folder_with_another_tokenizer(made):
     assert text.resolve('made') == 'made' and text.resolve('made', 'byte') == 'made' and text.resolve('made', '', 4096) == 'made'
@@ -259,7 +259,7 @@ def test_failure_leaves_what_was_there(monkeypatch, made):
     with pytest.raises(ZeroDivisionError): text.prepare('a.txt', 'byte', out='new')
     assert tree('made') == before and not os.path.exists('new') and not os.path.exists('new.tmp')
     put('mine/keep.txt', 'mine')
-    refused(lambda: text.prepare('a.txt', 'byte', out='mine'), 'mine exists', 'no prepared folder', '--out', kind=FileExistsError)
+    refused(lambda: text.prepare('a.txt', 'byte', out='mine'), 'mine exists', 'not a prepared folder', '--out', kind=FileExistsError)
     assert os.listdir('mine') == ['keep.txt'] and not os.path.exists('mine.tmp')
     refused(lambda: text.prepare('a.txt', 'char', out='made'), 'byte (361 ids)', '--tokenizer=char')
 

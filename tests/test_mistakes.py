@@ -221,7 +221,7 @@ data.text nowhere.txt                                   | nowhere.txt: no such f
 data.text {w}/latin.txt                                 | latin.txt: not UTF-8 text .*convert it, like iconv
 data.text {w}/cut.gz                                    | cut.gz: broken or truncated .gz
 data.text {w}/sums.txt --tokenizer=nowhere.json         | --tokenizer=nowhere.json: .*expected bpe, char, byte, gpt2
-data.text {w}/sums.txt --out={w}/run                    | exists and is no prepared folder \(it has no meta.json\): move it away
+data.text {w}/sums.txt --out={w}/run                    | exists and is not a prepared folder \(it has no meta.json\): move it away
 data.glue --task=sst3                                   | --task=sst3: expected one of cola, sst2
 data.glue --task=rte --source=nowhere                   | --source=nowhere: no .*train.tsv or train.tsv.gz in it; get it from http.*RTE.zip, then python data/glue.py --task=rte --source=FOLDER
 data.instruct --share=2                                 | --share=2.0: expected a share between 0 and 1
