@@ -126,12 +126,12 @@ train --data={w}/alpaca.jsonl                           | the columns are instru
 train --data={w}/papers                                 | papers: no text in it \(2 files, none of them UTF-8 text: .*a.pdf, ...\); expected .txt or other UTF-8 files, .* name another folder or FILE
 train --data={w}/hollow                                 | hollow: no text in it \(no files but empty and hidden ones\); expected
 train --data={w}/nothing/nothing.txt                    | nothing.txt: no such file or folder
-train --data={w}/chars --tokenizer=byte                 | is prepared with the tokenizer char .*asked for is --tokenizer=byte: leave that out
-train --data={w}/pairs --vocab_size=300                 | asked for is --vocab_size=300: leave that out
+train --data={w}/chars --tokenizer=byte                 | is prepared with the tokenizer char .*but --tokenizer=byte asks for another: leave that out
+train --data={w}/pairs --vocab_size=300                 | but --vocab_size=300 asks for another: leave that out
 train --data={w}/chars --tokenizer=nowhere.json         | --tokenizer=nowhere.json: .*expected bpe, char, byte, gpt2, or the path of a vocabulary
 train --data={w}/classes                                | holds labelled data, gpt.py trains on text
-train --data={w}/short                                  | train.bin: 100 bytes, meta.json says .*truncated: delete .* and prepare it again
-train --data={w}/beyond                                 | train.bin: it has the id 999, the tokenizer byte has \d+ ids
+train --data={w}/short                                  | train.bin: 100 bytes, but meta.json says .*truncated: delete .* and prepare it again
+train --data={w}/beyond                                 | train.bin: it has the id 999, but the tokenizer byte has \d+ ids
 train --data={w}/swapped                                | tokenizer.json: not the file that meta.json was written for
 train --data={w}/old                                    | meta.json: version 7, kind 'text'; expected version 1
 train --data={w}/sizes                                  | sizes: meta.json says \d+ ids, tokenizer.json has \d+: delete .* and prepare it again
