@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lib import pairs
 from lib.tasks import collate, predict, role
 
 
@@ -103,8 +104,80 @@ def show_electra(model, tokenizer, ids, n=96):
             f'{(chance > 0.5).sum()} have a probability over 0.5')
 
 
+class SeededRow:
+    """The random numbers of one row, as a model file's batch() asks for them."""
+
+    def __init__(self, seed):
+        self.generator = np.random.default_rng(seed)
+
+    def random(self, *shape):
+        return self.generator.random((1, *shape))
+
+
+@torch.no_grad()
+def show_t5(model, tokenizer, ids):
+    """ids: (L,) tokens, or rows of kind pairs -> what the encoder reads, what the model writes, what was expected."""
+    file = sys.modules[type(model).__module__]                     # the model file: t5.py or a copy of it
+    config = model.config
+    training = model.training
+    model.eval()
+    if config.kind == 'text':
+        text = np.asarray(ids, np.int64)[None]
+        batches = [file.batch(lambda n: text[:, :n], config, SeededRow(0))]
+    else:
+        batches = [pairs.collate([row], config) for row in ids[:4]]
+    shown = [answer_of(file, model, tokenizer, arrays) for arrays in batches]
+    model.train(training)
+    return '\n'.join(shown)
+
+
+def answer_of(file, model, tokenizer, arrays):
+    """The arrays of one row -> its source, what the model writes, and the target. Of spans the source has the fillings
+    in their places: [filling], or [filling|truth] where it is wrong."""
+    config = model.config
+    device = model.tokens.weight.device
+    source = torch.from_numpy(arrays[0]).to(device)
+    mask = torch.from_numpy(arrays[1]).to(device) if len(arrays) > 2 else None
+    targets = arrays[-1][0]
+    written = file.generate(model, source, mask, max_new_tokens=targets.size)[0].tolist()
+    expected = targets[targets >= 0].tolist()
+
+    read = arrays[0][0] if mask is None else arrays[0][0][arrays[1][0]]
+    eot = config.eot_id if config.kind == 'pairs' else -1          # running text is shown with its end
+    text = file.text_of(read, tokenizer, eot)
+    if config.kind == 'text' and config.objective == 'spans':
+        return filled_gaps(text, config, tokenizer, written, expected)
+    return (f'{text}\n  >>> {file.text_of(written, tokenizer, config.eot_id)!r}\n'
+            f'  was {file.text_of(expected, tokenizer, config.eot_id)!r}')
+
+
+def filled_gaps(text, config, tokenizer, written, expected):
+    """The text with [filling] or [filling|truth] in the place of each sentinel, and how many of them are right."""
+    fillings = pieces(written, config, tokenizer)
+    truth = pieces(expected, config, tokenizer)
+    right = sum(fillings.get(sentinel) == was for sentinel, was in truth.items())
+    for sentinel, was in truth.items():
+        filling = fillings.get(sentinel, '')
+        shown = f'[{filling}]' if filling == was else f'[{filling}|{was}]'
+        text = text.replace(tokenizer.decode([sentinel]), shown, 1)
+    return f'{text}\n  >>> {right} of {len(truth)} gaps filled as they were: [filling], or [filling|truth]'
+
+
+def pieces(ids, config, tokenizer):
+    """What stands behind each sentinel of a target: {sentinel: text up to the next one, or to the end}."""
+    sentinels = [config.sentinel(i) for i in range(config.n_sentinel)]
+    starts = [k for k, i in enumerate(ids) if i in sentinels]
+    end = ids.index(config.eot_id) if config.eot_id in ids else len(ids)
+    found = {}
+    for a, b in zip(starts, [*starts[1:], end]):
+        # decoded together with its sentinel, else a tokenizer may drop the space that the piece begins with
+        found[ids[a]] = tokenizer.decode(ids[a:b]).removeprefix(tokenizer.decode(ids[a:a + 1]))
+    return found
+
+
 by_family = {  # family of a model file -> function: show(model, tokenizer, ids) -> text
     'gpt': show_gpt,
     'bert': show_bert,
     'electra': show_electra,
+    't5': show_t5,
 }

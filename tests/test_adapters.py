@@ -21,6 +21,7 @@ import test_lora
 from lib.models import layout_of
 import train
 from data import text
+from lib import models
 from test_lora import LLAMA, build, far, logits, near, tokens
 
 test_lora.FAMILIES['electra'] = electra, dict(dropout=0.0, attention_dropout=0.0, objective='mlm')
@@ -414,7 +415,7 @@ def test_each_kind_is_trained_resumed_and_opened(family, data, kind, bases, tmp_
     if kind != 'lora': assert plain and all(torch.equal(v, base[k]) for k, v in plain.items() if v.shape == base[k].shape)
     # the loss that the run reported, from the opened model: the same rows through the trainer's own evaluation
     file = sys.modules[type(model).__module__]
-    encode = lambda e: file.encode(e, tokenizer, model.config)
+    encode = lambda e: models.rows_of(file, model.config.kind).encode(e, tokenizer, model.config)
     (title, (rows, m)), = train.validation(text.open_meta(flags[1][7:]), 1337, encode).items()
     look = train.Evaluation(train.Feed(file, model.config, rows, torch.device('cpu'), tokenizer), 4, 3, tokenizer, m, 0, 1)
     found = look(model, model, contextlib.nullcontext)

@@ -127,11 +127,12 @@ def test_what_does_not_shard(forks, alone, tmp_path, family, flags, says):
 def test_the_rows_have_unequal_numbers_of_targets(folders, alone):
     """Else the tests above would not tell a mean of means."""
     import bert, bpe, gpt, t5, train
+    from lib import models
     from data.rows import Corpus
     for file, kind in ((bert, 'tagged'), (t5, 'pairs'), (gpt, 'instruct')):
         out = alone(f'{file.__name__}-{kind}')[1]
         config, tokenizer = file.Config(**train.load_checkpoint(out)['config']), bpe.loads(train.load_checkpoint(out)['tokenizer'])
-        corpus = Corpus(folders(kind), text.open_meta(folders(kind)), 'train', 1, encode=lambda e: file.encode(e, tokenizer, config))
+        corpus = Corpus(folders(kind), text.open_meta(folders(kind)), 'train', 1, encode=lambda e: models.rows_of(file, kind).encode(e, tokenizer, config))
         feed = train.Feed(file, config, corpus, torch.device('cpu'), tokenizer)
         assert len({tuple(np.ravel(feed.count(*feed.arrays(np.array([i]))))) for i in range(8)}) > 2, kind
 

@@ -10,6 +10,7 @@ import t5
 import train
 from data import files
 from data.rows import Random, keyed
+from lib import pairs, show
 from lib.models import layout_of
 
 tf = pytest.importorskip('transformers')
@@ -57,7 +58,7 @@ def test_paper_lengths():
 def test_spans_restore(kw):
     c, text, (source, target), arrays = damaged('spans', **kw)
     marks = [97 - i for i in range(30)]
-    L, (noise, n) = text.shape[1], t5.noisy(text.shape[1], c.density or 0.15, c.span)
+    L, (noise, n) = text.shape[1], c.noisy(text.shape[1], c.density or 0.15, c.span)
     assert len(arrays) == 2 and (arrays[0] >= 0).all() and (arrays[1] >= 0).all(), 'no padding'
     for s, t, row in zip(source, target, text):
         assert restored(s, t, marks) == row.tolist()
@@ -189,7 +190,7 @@ def test_ids_of_a_tokenizer():
     import bpe
     tokenizer = bpe.byte()
     c = t5.Config(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot, pad_id=tokenizer.pad, **t5.fill(tokenizer))
-    assert [t5.sentinel(c, i) for i in range(c.n_sentinel)] == tokenizer.sentinels
+    assert [c.sentinel(i) for i in range(c.n_sentinel)] == tokenizer.sentinels
     assert c.mask_id == tokenizer.mask and c.stop_id == ord('.') and c.start == tokenizer.pad
 
 # ---------------------------------------------------------------------------------------------------- model
@@ -472,12 +473,10 @@ def test_pairs():
     tokenizer = bpe.byte()
     c = t5.Config(**{**TINY, 'vocab_size': tokenizer.vocab_size, 'eot_id': tokenizer.eot, 'pad_id': tokenizer.pad, 'block_size': 20, 'target_size': 9,
                      'kind': 'pairs', **t5.fill(tokenizer)})
-    examples = [e | {'index': i} for i, e in enumerate(t5.encode(x, tokenizer, c)[0] for x in (
+    examples = [e | {'index': i} for i, e in enumerate(pairs.encode(x, tokenizer, c)[0] for x in (
         dict(input='up: abc', target='ABC'), dict(input='up: a text that is too long to be read', target='A TEXT THAT'), dict(input='', target='')))]
     assert [len(e['source']) for e in examples] == [8, 20, 1] and [len(e['target']) for e in examples] == [4, 9, 1]
-    def draw(n): raise AssertionError
-    draw.examples = lambda: examples
-    source, mask, places, targets = t5.batch(draw, c, None)
+    source, mask, places, targets = pairs.collate(examples, c)
     assert source.shape == mask.shape == (3, 24) and targets.shape == (3, 16)
     assert (targets >= 0).sum() == 14 and tokenizer.decode(source[0][mask[0]][:-1].tolist()) == 'up: abc'
     m = t5.Model(c).train()
@@ -487,9 +486,9 @@ def test_pairs():
         loss, _ = m(*arrays)
         opt.zero_grad(); loss.backward(); opt.step()
     for m.config.beams in (1, 3):
-        found = t5.predict(m.eval(), arrays, examples, tokenizer)
+        found = pairs.predict(m.eval(), arrays, examples, tokenizer)
         assert [f['prediction'] for f in found] == ['ABC', 'A TEXT T', ''] and [f['index'] for f in found] == [0, 1, 2]
-    assert "'ABC'" in t5.show(m, tokenizer, examples)
+    assert "'ABC'" in show.show_t5(m, tokenizer, examples)
 
 
 def test_show():
@@ -497,7 +496,7 @@ def test_show():
     tokenizer = bpe.byte()
     for objective in ('spans', 'infill'):
         m = model(**{'vocab_size': tokenizer.vocab_size, 'eot_id': tokenizer.eot, 'pad_id': tokenizer.pad, 'objective': objective, **t5.fill(tokenizer)})
-        text = t5.show(m, tokenizer, np.array(tokenizer.encode('the quick brown fox jumps over the lazy dog and runs')))
+        text = show.show_t5(m, tokenizer, np.array(tokenizer.encode('the quick brown fox jumps over the lazy dog and runs')))
         assert 'brow' in text or 'lazy' in text or 'quick' in text
         assert ('gaps filled as they were' in text) == (objective == 'spans')
 
@@ -508,13 +507,13 @@ def test_fillings_are_shown_in_their_places(monkeypatch):
     tokenizer, said = bpe.train(['the quick brown fox jumps over the lazy dog'] * 9, 420), 'the quick brown fox jumps over the lazy dog and runs to the brown dog over it'
     m = model(**{'vocab_size': tokenizer.vocab_size, 'eot_id': tokenizer.eot, 'pad_id': tokenizer.pad, 'objective': 'spans', 'density': 0.3, **t5.fill(tokenizer)})
     ids = np.array(tokenizer.encode(said))
-    target = t5.batch(lambda n: ids[None, :n], m.config, t5._Seeded(0))[-1][0]
+    target = t5.batch(lambda n: ids[None, :n], m.config, show.SeededRow(0))[-1][0]
     target = target[target >= 0].tolist()
     gaps = [i for i in target if i in tokenizer.sentinels]
     assert len(gaps) > 1
     def told(row):
         monkeypatch.setattr(t5, 'generate', lambda *a, **k: torch.tensor([row]))
-        return t5.show(m, tokenizer, ids).split('\n  >>> ')
+        return show.show_t5(m, tokenizer, ids).split('\n  >>> ')
     text, line = told(target)
     assert text.count('[') == len(gaps) and text.replace('[', '').replace(']', '') == said + '<|endoftext|>' and line.startswith(f'{len(gaps)} of {len(gaps)} gaps')
     at = target.index(gaps[1])
