@@ -491,7 +491,7 @@ def bench_memory(args):
 
 def bench_parity(args):
     "equal weights, float32 without TF32: how far the logits are from transformers'; and, with --compile, our own loss"
-    import numpy as np, torch
+    import torch
     for family in ('gpt', 'bert', 't5', 'electra'):
         now = copy.copy(args)
         now.size, now.dtype, now.set, now.rows = 'tiny', 'float32', 'vocab_multiple=100', 3

@@ -1,6 +1,6 @@
 """What the tests share: the project's root on the path, one thread a process, a small prepared text, forked runs of the
 trainer, and tests that are skipped unless asked for (--slow, or -m slow)."""
-import contextlib, json, os, signal, socket, subprocess, sys, time
+import contextlib, json, os, signal, socket, subprocess, sys
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')            # tiny models; and subprocesses that the tests start
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -16,7 +16,6 @@ import electra
 import gpt
 import lora
 import sample
-import t5
 import test_lora
 from lib.models import layout_of
 import train

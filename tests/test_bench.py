@@ -1,5 +1,5 @@
 """The benchmark's own machinery: who takes turns, what is compared, the fit, the test. No time is measured."""
-import json, math, os, subprocess, sys, xml.dom.minidom
+import json, math, os, sys, xml.dom.minidom
 from types import SimpleNamespace
 
 import numpy as np

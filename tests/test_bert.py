@@ -1,5 +1,5 @@
 """bert.py: against transformers in both directions, masks counted, losses and gradients by their definition, tiny odd sizes."""
-import ast, dataclasses, json, math, os, warnings
+import ast, dataclasses, math
 
 import numpy as np
 import pytest
@@ -312,9 +312,9 @@ def test_special_tokens_of_the_text_are_not_hidden():
     config = small(mask_rate=0.5)
     draw, text = text_of()
     text[:, :, ::3] = 4                                                    # documents of two tokens
-    for masking in ('token', 'word', 'span'):
-        a = unpack(config, bert.batch(draw, dataclasses.replace(config, masking=masking), Random(keyed(0, np.arange(8)))))
-        assert not (a['targets'] == 4).any() and (a['targets'] >= 0).mean() > dict(token=0.999, word=0.7, span=0.5)[masking]
+    for kind in ('token', 'word', 'span'):
+        a = unpack(config, bert.batch(draw, dataclasses.replace(config, masking=kind), Random(keyed(0, np.arange(8)))))
+        assert not (a['targets'] == 4).any() and (a['targets'] >= 0).mean() > dict(token=0.999, word=0.7, span=0.5)[kind]
     text[:] = 4
     assert (bert.batch(draw, config, Random(keyed(0, np.arange(8))))[-1] == -1).all()
 

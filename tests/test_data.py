@@ -1,5 +1,5 @@
 """data/: what goes in comes out again, every refusal is one clear line, and a failed run leaves what was there."""
-import contextlib, gzip, hashlib, http.server, io, json, lzma, multiprocessing, os, random, signal, subprocess, sys, tarfile, threading, time, zipfile
+import gzip, hashlib, http.server, io, json, lzma, multiprocessing, os, random, signal, subprocess, sys, tarfile, threading, time, zipfile
 
 import numpy as np
 import pytest

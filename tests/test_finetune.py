@@ -58,7 +58,7 @@ def test_a_new_head_learns_and_its_predictions_are_written(pretrained, sums, tmp
     saved = state(out)
     assert json.loads(saved['config']['labels']) == ['right', 'wrong'] and saved['config']['n_labels'] == 2
     folder = text.prepare(sums['two'], next(iter([os.path.join(os.path.dirname(pretrained), 'sums', 'tokenizer.json')])), 0)
-    truth, common = [e['label'] for e in lines_of(os.path.join(folder, 'val.jsonl'))], None
+    truth = [e['label'] for e in lines_of(os.path.join(folder, 'val.jsonl'))]
     predictions = lines_of(os.path.join(out, 'predictions.jsonl'))
     assert [p['index'] for p in predictions] == list(range(len(truth)))
     assert result['best_accuracy'] == pytest.approx(accuracy_score(truth, [p['prediction'] for p in predictions]))

@@ -3,7 +3,7 @@ other exception, no hang, nothing far larger than the file in memory, and nothin
 
 Real files, made by the project's own code, are damaged by a seeded random: byte by byte, entry by entry of their JSON,
 pickles and archives. FUZZ=10 makes ten times as many cases, and the slow test at the end does so."""
-import base64, collections, contextlib, copy, gzip, http.server, io, json, os, pickle, random, resource, shutil, signal, struct, tarfile, threading, time, warnings, zipfile
+import base64, collections, contextlib, copy, gzip, http.server, io, json, os, pickle, random, resource, shutil, signal, struct, tarfile, threading, warnings, zipfile
 
 import numpy as np
 import pytest

@@ -86,7 +86,7 @@ def test_words_13a():
     sacre = pytest.importorskip('sacrebleu.tokenizers.tokenizer_13a').Tokenizer13a()
     for a, b in texts(np.random.default_rng(5), 99): assert metrics.words_13a(a) == sacre(a.rstrip()).split() and metrics.words_13a(b) == sacre(b.rstrip()).split()
     everything = ''.join(map(chr, range(1, 700)))
-    for text in (everything, '1'.join(everything), 'a'.join(everything)): assert metrics.words_13a(text) == sacre(text.rstrip()).split()
+    for said in (everything, '1'.join(everything), 'a'.join(everything)): assert metrics.words_13a(said) == sacre(said.rstrip()).split()
 
 
 def test_rouge_as_in_rouge_score():

@@ -1,5 +1,5 @@
 """t5.py against transformers, and every noise against the text that it damaged."""
-import dataclasses, math, os, subprocess, sys, tempfile
+import math, os, subprocess, sys
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_paper_lengths():
 def test_spans_restore(kw):
     c, text, (source, target), arrays = damaged('spans', **kw)
     marks = [97 - i for i in range(30)]
-    L, (noise, n) = text.shape[1], c.noisy(text.shape[1], c.density or 0.15, c.span)
+    noise, n = c.noisy(text.shape[1], c.density or 0.15, c.span)
     assert len(arrays) == 2 and (arrays[0] >= 0).all() and (arrays[1] >= 0).all(), 'no padding'
     for s, t, row in zip(source, target, text):
         assert restored(s, t, marks) == row.tolist()
