@@ -309,8 +309,10 @@ def test_the_line_of_a_texts_likelihood_has_what_is_returned(tokenizer, tmp_path
         f'{found["tokens"]:,} tokens, 4,600 bytes; windows of 48, stride 9)\n')
 
 
-def test_a_context_that_ends_in_a_space_is_the_same_as_one_without(tokenizer, tmp_path):
+@pytest.mark.parametrize('vocabulary', ['bytes', 'words'])
+def test_a_context_that_ends_in_a_space_is_the_same_as_one_without(vocabulary, tokenizer, tmp_path):
     """A space between context and continuation is there once, whoever brings it, and is scored with what follows."""
+    tokenizer = bpe.byte() if vocabulary == 'bytes' else tokenizer
     folder = save(tmp_path / 'run', gpt, tokenizer, init_std=0.5)
 
     def scores(context, continuation, *flags):

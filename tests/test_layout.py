@@ -39,8 +39,8 @@ NEIGHBOURS = {
 }
 # what the parts below train.py may import of each other, at the top of the file or inside a function
 BELOW = {
-    'adapters.py': {'lora'},
-    'lora.py': {'data', 'lib.checkpoint', 'lib.hf'},
+    'adapters.py': {'lora', 'lib'},
+    'lora.py': {'data', 'lib'},
     'bpe.py': {'lib.vocab'},
     'data': {'data', 'bpe', 'lib.vocab'},
     'lib/vocab': {'lib.vocab', 'bpe', 'data.files'},
