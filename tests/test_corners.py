@@ -186,7 +186,7 @@ def test_a_failing_compile_by_itself_is_left_out(prepared, tmp_path, monkeypatch
 
 # ---------------------------------------------------------------------------------------------------- data
 
-@pytest.mark.parametrize('length,overlap', [(11, 1), (10, 0), (41, 1)])
+@pytest.mark.parametrize('length,overlap', [(11, 1), (10, 0), (41, 1), (80, 0)])
 def test_windows_start_anywhere_over_many_epochs(length, overlap, tmp_path):
     """Each epoch begins at an offset of its own, from 0 to the last one that leaves the epoch's windows whole."""
     (tmp_path / 't.txt').write_text(''.join(chr(0x4e00 + i) for i in range(119)), encoding='utf-8')    # no character twice
