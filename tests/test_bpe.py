@@ -21,6 +21,7 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 import bpe
+from lib.vocab import count
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 few = settings(max_examples=60, deadline=None)
@@ -158,7 +159,7 @@ def test_counts_do_not_depend_on_blocks_or_processes(pattern, monkeypatch):
     text = ''.join(rng.choice(['a', 'Bc', ' ', '  ', '\n', '\r\n', '\t', '1', "'s", '/', '...', 'é', '\u0301', '\u00a0', '日', "'"])
                    for _ in range(20000))
     want = Counter(m.group() for m in regex.finditer(bpe.PATTERNS[pattern], text))
-    monkeypatch.setattr(bpe, 'BLOCK', 50)
+    monkeypatch.setattr(count, 'BLOCK', 50)
     monkeypatch.setattr(bpe.blocks, '__defaults__', (50,))
     assert len(list(bpe.blocks([text], bpe.CUT))) > 100
     for cores in (1, 3):
@@ -178,7 +179,7 @@ def test_cuts_change_no_chunk(parts):
 
 
 def test_a_dead_worker_is_an_error_not_a_hang(monkeypatch):
-    monkeypatch.setattr(bpe, 'count_worker', lambda pipe, pattern: os._exit(1))
+    monkeypatch.setattr(count, 'count_worker', lambda pipe, pattern: os._exit(1))
     with pytest.raises(OSError):
         bpe.count_chunks(['a b' * 100000] * 20, 'gpt2', 2)
 
@@ -573,8 +574,8 @@ def test_patterns_are_those_of_tiktoken(monkeypatch):
         for text in NASTY + TEXTS:
             assert regex.findall(bpe.PATTERNS[name], text) == regex.findall(theirs['pat_str'], text)
             assert one.encode_ordinary(text) == two.encode_ordinary(text)
-    for count, (pattern, special) in bpe.RANKED.items():
-        assert pattern in bpe.PATTERNS and min(special.values()) >= count
+    for n_ranks, (pattern, special) in bpe.RANKED.items():
+        assert pattern in bpe.PATTERNS and min(special.values()) >= n_ranks
     assert bpe.RANKED[100256][1] == public.cl100k_base()['special_tokens']
 
 

@@ -240,7 +240,7 @@ def load_tokenizer(folder, parts):
     tok = bpe.load(f'{folder}/{next(iter(parts))}')
     try: tok.decode(tok.encode('The sums.'))                  # a char vocabulary may lack a letter: ValueError
     except ValueError: pass
-    assert 0 < tok.vocab_size <= bpe.MOST and len(tok.byte_lengths) == tok.vocab_size
+    assert 0 < tok.vocab_size <= bpe.MAX_IDS and len(tok.byte_lengths) == tok.vocab_size
     return tok
 
 

@@ -1,4 +1,6 @@
-"""What all kinds of tokenizers share."""
+"""
+What all kinds of tokenizers share: the class Tokenizer. bpe.py and pipeline.py have the kinds.
+"""
 import json
 import os
 import re
@@ -7,102 +9,169 @@ from functools import cached_property
 
 import numpy as np
 
+from lib.vocab import save
 from lib.vocab.common import ROLES, check_id, description, write
 
-UNDECODABLE, SPACES = re.compile('([\udc80-\udcff]+)'), re.compile(r'\s*')
+# bytes that are no UTF-8, as Python's 'surrogateescape' writes them
+UNDECODABLE = re.compile('([\udc80-\udcff]+)')
+SPACES = re.compile(r'\s*')
+SENTINEL = re.compile(r'▁?<(?:\|sentinel_|extra_id_)(\d+)\|?>')
+
+
+def any_of(names):
+    """A regular expression that finds the names, the longest first; None if there are none."""
+    if not names:
+        return None
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile('|'.join(map(re.escape, longest_first)))
 
 
 class Tokenizer:
     """
-    What all kinds share. Subclasses define setup(**state) -> the bytes that each id stands for, and plain(text, first)
-    -> ids of a stretch of text without special tokens (first: nothing stands before it).
+    Special tokens, encode, decode and files, as all kinds of tokenizers have them. A kind defines
+
+        setup(**state) -> list of bytes, the text that each id stands for
+        plain(text, first) -> ids of text without special tokens; first: nothing stands before it
+
+    and more where it can be faster. `state` is what the constructor gets and what the file of a
+    tokenizer holds:
+
+        name     what it is called
+        special  {name of a special token: id}
+        added    {text: id} of tokens that are not special, yet never cut: found in every text
+        strip    {name: 'l', 'r' or 'lr'}: tokens that take the white space on that side with them
+
+    Attributes: tokens (bytes of each id), vocab_size, sentinels (ids in their order), and eot, pad,
+    cls, sep, mask, unk, bos: ids, or None where the vocabulary has no such token.
     """
 
     def __init__(self, **state):
-        self.state, self.name, self.special = state, state['name'], dict(state['special'])
+        self.state = state
+        self.name = state['name']
+        self.special = dict(state['special'])
         if not isinstance(self.name, str):
             raise ValueError(f'its name is {str(self.name)[:40]}; expected a text')
-        self.added = dict(state.get('added') or {})  # not special, but never cut: honoured in all text
-        for text, i in {**self.added, **self.special}.items():
+        self.added = dict(state.get('added') or {})
+        self.strip = state.get('strip') or {}
+
+        named = {**self.added, **self.special}
+        for text, i in named.items():
             check_id(i, text)
         self.tokens = self.setup(**state)
-        for text, i in {**self.added, **self.special}.items():
-            self.tokens += [b''] * (i + 1 - len(self.tokens))
+        for text, i in named.items():
+            missing = i + 1 - len(self.tokens)
+            self.tokens += [b''] * missing
             self.tokens[i] = self.tokens[i] or text.encode()
         self.vocab_size = len(self.tokens)
+
         for role, names in ROLES.items():
-            setattr(self, role, next((self.special[s] for s in names if s in self.special), None))
-        numbered = [(int(m[1]), i) for s, i in {**self.added, **self.special}.items()
-                    if (m := re.fullmatch(r'▁?<(?:\|sentinel_|extra_id_)(\d+)\|?>', s))]
-        self.sentinels = [i for _, i in sorted(numbered)]
-        self.strip = state.get('strip') or {}  # name -> l, r or lr: takes the white space on that side with it
-        self.finders = [re.compile('|'.join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
-                        for names in (self.added, {**self.added, **self.special})]
+            found = (self.special[s] for s in names if s in self.special)
+            setattr(self, role, next(found, None))
+        numbered = [(SENTINEL.fullmatch(text), i) for text, i in named.items()]
+        self.sentinels = [i for _, i in sorted((int(m[1]), i) for m, i in numbered if m)]
+        self.find_added = any_of(self.added)
+        self.find_named = any_of(named)
+
+    def setup(self, **state):
+        raise NotImplementedError
+
+    def plain(self, text, first=True):
+        raise NotImplementedError
 
     def encode(self, text, special=False):
-        """Ids of a string, or of bytes that need not be UTF-8. special: names of special tokens become their ids."""
+        """
+        The ids of a string, or of bytes that need not be UTF-8. special: the names of special
+        tokens become their ids; otherwise they are text like any other.
+        """
         if isinstance(text, bytes):
-            parts = UNDECODABLE.split(text.decode('utf-8', 'surrogateescape'))
-            return [i for n, part in enumerate(parts) for i in
-                    (self.raw(part.encode('utf-8', 'surrogateescape')) if n % 2 else self.encode(part, special))]
-        if not self.finders[special]:
+            return self.encode_bytes(text, special)
+        finder = self.find_named if special else self.find_added
+        if not finder:
             return self.plain(text)
-        ids, at = [], 0
-        for m in self.finders[special].finditer(text):
-            sides, before, first = self.strip.get(m[0], ''), text[at:m.start()], at == 0
-            before = before.rstrip() if 'l' in sides else before
-            ids += self.plain(before, first) if before else []
-            ids.append(self.added[m[0]] if m[0] in self.added else self.special[m[0]])
-            at = SPACES.match(text, m.end()).end() if 'r' in sides else m.end()
-        return ids + self.plain(text[at:], at == 0) if at < len(text) else ids
+        ids = []
+        at = 0
+        for match in finder.finditer(text):
+            token = match[0]
+            sides = self.strip.get(token, '')
+            before = text[at:match.start()]
+            if 'l' in sides:
+                before = before.rstrip()
+            if before:
+                ids += self.plain(before, at == 0)
+            ids.append(self.added[token] if token in self.added else self.special[token])
+            at = match.end()
+            if 'r' in sides:
+                at = SPACES.match(text, at).end()
+        if at < len(text):
+            ids += self.plain(text[at:], at == 0)
+        return ids
+
+    def encode_bytes(self, data, special):
+        """The ids of bytes: stretches of UTF-8 as text, those between them by raw()."""
+        ids = []
+        parts = UNDECODABLE.split(data.decode('utf-8', 'surrogateescape'))
+        for n, part in enumerate(parts):
+            if n % 2:
+                ids += self.raw(part.encode('utf-8', 'surrogateescape'))
+            else:
+                ids += self.encode(part, special)
+        return ids
+
+    def raw(self, data):
+        """The ids of bytes that are no text."""
+        return self.encode(data.decode('utf-8', 'replace'))
 
     def encode_batch(self, texts, special=False):
+        """The ids of each text, on all cores."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(lambda text: self.encode(text, special), texts))
 
     def encode_numpy(self, text):
-        """Ids of plain text as uint32."""
+        """The ids of plain text: uint32 (n,)."""
         return np.array(self.encode(text), np.uint32)
 
-    def raw(self, data):  # bytes that are no text
-        return self.encode(data.decode('utf-8', 'replace'))
-
     def decode_bytes(self, ids):
+        """The bytes that ids stand for."""
         tokens = self.tokens
         return b''.join([tokens[i] for i in ids])
 
     def decode(self, ids):
+        """The text that ids stand for. Bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode('utf-8', 'replace')
 
     @cached_property
     def byte_lengths(self):
-        """Bytes of text that each id stands for, 0 for special tokens: int32 (vocab_size,)."""
+        """How many bytes of text each id stands for, 0 for special tokens: int32 (vocab_size,)."""
         lengths = np.array([len(t) for t in self.tokens], np.int32)
         lengths[list(self.special.values())] = 0
         return lengths
 
     def dumps(self):
+        """The tokenizer as JSON, for bpe.loads."""
         kind = type(self).__name__.lower()
         return json.dumps(description(kind, **self.state), ensure_ascii=False)
 
     def save(self, path):
+        """Writes our own file, for bpe.load."""
         write(path, self.dumps())
 
     def save_hf(self, path, cls=None, sep=None, double=False, segments=False, length=0):
-        """
-        Writes tokenizer.json, and beside it what transformers' AutoTokenizer asks for; path: a folder. sep, cls: ids
-        that the model puts around texts, so that transformers does: (cls) a sep, for two (cls) a sep b sep, `double`
-        with two between them. segments: the model tells the second text's tokens apart. length: what it reads at most.
-        """
-        from lib.vocab import save
+        """Writes tokenizer.json and tokenizer_config.json into the folder `path`: see save.py."""
         save.save_hf(self, path, cls, sep, double, segments, length)
 
     def spec(self):
-        raise ValueError(f'a {type(self).__name__.lower()} tokenizer has no tokenizer.json: train one with --model=bpe')
+        """The stages of a tokenizer.json. ValueError if there are none for this kind."""
+        kind = type(self).__name__.lower()
+        raise ValueError(f'a {kind} tokenizer has no tokenizer.json: train one with --model=bpe')
 
-    def __reduce__(self):  # pickles as its state
+    def __reduce__(self):
+        """
+        Pickles as class and state: what setup makes of them, such as tiktoken's tables, is made
+        anew.
+        """
         return rebuild, (type(self), self.state)
 
 
 def rebuild(kind, state):
+    """The tokenizer that was pickled."""
     return kind(**state)

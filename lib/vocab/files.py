@@ -1,23 +1,54 @@
-"""Files."""
-import base64
+"""
+Which vocabulary is in a file or folder? It is told by what is in it, and read by the module for its
+layout.
+"""
 import gzip
 import json
 import os
-import re
 import zlib
 
-from lib.vocab.common import PATTERNS, added_token
-from lib.vocab.ranked import RANKED, ranked
-from lib.vocab.spec import from_pair, from_spec
+from lib.vocab.ranked import LINE, from_tiktoken
+from lib.vocab.spec import from_pair, from_spec, from_vocab_txt
 from lib.vocab.spiece import from_sentencepiece
+
+# the names of vocabularies in a folder; the first one that is there is taken
+NAMES = [
+    'tokenizer.json', 'spiece.model', 'tokenizer.model', 'encoder.json', 'vocab.json', 'vocab.txt',
+]
+# names that say nothing: the folder names the tokenizer
+GENERIC = ('tokenizer', 'vocab', 'encoder', 'spiece', 'merges')
+GZIP = b'\x1f\x8b'  # the first bytes of a gzip file
+
+
+def find(path):
+    """The file with the vocabulary: `path` itself, or what is in the folder `path`."""
+    if not os.path.isdir(path):
+        return path
+    for name in NAMES:
+        file = os.path.join(path, name)
+        if os.path.exists(file):
+            return file
+    raise FileNotFoundError(f'{path}: holds no tokenizer, that is none of {", ".join(NAMES)}')
+
+
+def name_of(path):
+    """The name of the tokenizer in a file."""
+    stem = os.path.basename(path).removesuffix('.gz').rsplit('.', 1)[0]
+    if stem in GENERIC:
+        return os.path.basename(os.path.dirname(os.path.abspath(path)))
+    return stem
 
 
 def read(path):
+    """
+    The bytes of a file, unpacked if it is gzip. ValueError if it is empty, damaged or far too
+    large.
+    """
     with open(path, 'rb') as f:
         data = f.read()
-    if data[:2] == b'\x1f\x8b':
+    if data.startswith(GZIP):
         try:
-            most = (64 << 20) + 16 * len(data)
+            most = 2 ** 26 + 16 * len(data)
             with gzip.open(path) as f:
                 data = f.read(most + 1)
         except (OSError, EOFError, zlib.error) as e:
@@ -29,51 +60,44 @@ def read(path):
     return data
 
 
-def parse(path, data, name):
-    """The tokenizer in a file's bytes; path is only used to find its neighbours."""
-    folder, gz = os.path.dirname(path), '.gz' * path.endswith('.gz')
+def read_beside(path, *names):
+    """The bytes of the first of these files beside `path`; names.gz if `path` ends in .gz."""
+    end = '.gz' if path.endswith('.gz') else ''
+    for name in names:
+        file = os.path.join(os.path.dirname(path), name + end)
+        if os.path.exists(file):
+            return read(file)
+    raise ValueError(f'needs {" or ".join(names)} beside it')
 
-    def beside(*names):
-        found = next((p for n in names if os.path.exists(p := os.path.join(folder, n + gz))), None)
-        if not found:
-            raise ValueError(f'needs {" or ".join(names)} beside it')
-        return read(found)
-    if data.lstrip()[:1] == b'{':
-        d = json.loads(data)
-        if isinstance(d.get('format'), str):
-            return d
-        if isinstance(d.get('model'), dict):
-            return from_spec(d, name)
-        if not all(isinstance(i, int) for i in d.values()):
-            raise ValueError('this JSON is no tokenizer: expected tokenizer.json, or token -> id as in encoder.json')
-        return from_pair(d, beside('vocab.bpe', 'merges.txt'), name)
+
+def parse(path, data, name):
+    """
+    The description (common.description) of the tokenizer in a file's bytes; `path` is only used to
+    find what is beside it. Raises ValueError, or whatever a damaged file leads to.
+    """
+    if data.lstrip().startswith(b'{'):
+        return parse_json(path, json.loads(data), name)
     if data.startswith(b'#version') or path.removesuffix('.gz').endswith('.bpe'):
-        return from_pair(json.loads(beside('encoder.json', 'vocab.json')), data, name)
-    lines = data.splitlines()
-    if re.fullmatch(rb'[A-Za-z0-9+/]+=* \d+', lines[0]):
-        ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, filter(None, lines))}
-        pattern, special = RANKED.get(len(ranks), ('cl100k', {'<|endoftext|>': max(ranks.values()) + 1}))
-        if not all(bytes([b]) in ranks for b in range(256)):
-            raise ValueError('damaged: not all of the 256 bytes have a rank')
-        return ranked(ranks, PATTERNS[pattern], special, name)
-    if data[0] == 10 and b'<unk>' in data[:400]:
+        vocab = json.loads(read_beside(path, 'encoder.json', 'vocab.json'))
+        return from_pair(vocab, data, name)
+    if LINE.fullmatch(data.splitlines()[0]):
+        return from_tiktoken(data, name)
+    if data[0] == 10 and b'<unk>' in data[:400]:  # field 1, the first piece
         return from_sentencepiece(data, name)
-    vocab = {line.rstrip('\r'): i for i, line in enumerate(data.decode().rstrip('\n').split('\n'))}
-    if '[UNK]' not in vocab:
-        raise ValueError('not a tokenizer: expected our own JSON, tokenizer.json, encoder.json, vocab.bpe, '
-                         'a .tiktoken file, a sentencepiece model or a vocab.txt with [UNK]')
-    special = [s for s in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]') if s in vocab]
     try:
-        config = json.loads(beside('tokenizer_config.json'))
+        config = json.loads(read_beside(path, 'tokenizer_config.json'))
     except ValueError:
         config = {}
-    upper = any(t != t.lower() for t in vocab if t[:1] != '[')
-    return from_spec({
-        'added_tokens': [added_token(s, vocab[s]) for s in special],
-        'normalizer': {'type': 'BertNormalizer', 'clean_text': True, 'strip_accents': config.get('strip_accents'),
-                       'handle_chinese_chars': config.get('tokenize_chinese_chars', True),
-                       'lowercase': config.get('do_lower_case', not upper)},
-        'pre_tokenizer': {'type': 'BertPreTokenizer'},
-        'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
-        'model': {'type': 'WordPiece', 'unk_token': '[UNK]', 'continuing_subword_prefix': '##',
-                  'max_input_chars_per_word': 100, 'vocab': vocab}}, name)
+    return from_vocab_txt(data, config, name)
+
+
+def parse_json(path, content, name):
+    """The same for JSON: our own file, tokenizer.json, or one of GPT-2's two."""
+    if isinstance(content.get('format'), str):
+        return content
+    if isinstance(content.get('model'), dict):
+        return from_spec(content, name)
+    if not all(isinstance(i, int) for i in content.values()):
+        raise ValueError('this JSON is no tokenizer: expected tokenizer.json, '
+                         'or token -> id as in encoder.json')
+    return from_pair(content, read_beside(path, 'vocab.bpe', 'merges.txt'), name)

@@ -1,31 +1,47 @@
-"""Pipeline."""
+"""
+A tokenizer made of the stages of a tokenizer.json: normalizer, pre_tokenizer, model, decoder.
+
+vocab.txt, encoder.json + vocab.bpe and sentencepiece's models are turned into the same stages, so
+this runs them all but plain byte-level BPE, which bpe.py runs.
+"""
 import json
 import re
 
 from lib.vocab.base import Tokenizer
 from lib.vocab.common import INVISIBLE, check_id, invisible, utf8
-from lib.vocab.models import bpe_model, unigram_model, wordpiece_model
+from lib.vocab.models import BYTE_TOKEN, bpe_model, unigram_model, wordpiece_model
 from lib.vocab.normalizers import normalizer
-from lib.vocab.splitters import only_pattern, splitter
+from lib.vocab.splitters import only_pattern, splitter, stages_of
 
 SURROGATES = re.compile('[\ud800-\udfff]')
+CACHE = 2 ** 18  # pieces whose ids are remembered
+# WordPiece writes no space before these
+CLOSE = {'.', '?', '!', ',', "n't", "'m", "'s", "'ve", "'re"}
+NOT_SUPPORTED = ('continuing_subword_prefix', 'end_of_word_suffix', 'dropout')  # of a BPE model
 
 
 class Pipeline(Tokenizer):
-    """The stages of a tokenizer.json (`spec`): normalizer, pre_tokenizer, model, decoder."""
+    """The stages of a tokenizer.json. `spec` is its dict without the added tokens."""
 
     def setup(self, name, special, spec, added=None, strip=None):
-        model, pre = spec['model'], spec.get('pre_tokenizer')
-        stages = [] if not pre else pre.get('pretokenizers', [pre])
-        kind, level = model['type'], any(s['type'] == 'ByteLevel' for s in stages)
-        for key in ('continuing_subword_prefix', 'end_of_word_suffix', 'dropout'):
-            if kind == 'BPE' and model.get(key):
-                raise ValueError(f'BPE with {key} {model[key]!r} is not supported')
-        pattern = only_pattern(pre) if kind == 'BPE' and level else None
-        norm = spec.get('normalizer') or {'type': 'Sequence', 'normalizers': []}
-        later = [s for s in norm.get('normalizers', [norm]) if not s.get('first')]  # not only for the input's beginning
-        self.normalizers = normalizer({'type': 'Sequence', 'normalizers': later}), normalizer(norm)
-        self.split = splitter(None if pattern else pre)
+        model = spec['model']
+        kind = model['type']
+        pre_tokenizer = spec.get('pre_tokenizer')
+        level = any(stage['type'] == 'ByteLevel' for stage in stages_of(pre_tokenizer))
+        if kind == 'BPE':
+            for key in NOT_SUPPORTED:
+                if model.get(key):
+                    raise ValueError(f'BPE with {key} {model[key]!r} is not supported')
+
+        # for the beginning of the input, and for what follows a special token
+        whole = spec.get('normalizer') or {'type': 'Sequence', 'normalizers': []}
+        later = [s for s in whole.get('normalizers', [whole]) if not s.get('first')]
+        self.normalize_first = normalizer(whole)
+        self.normalize_later = normalizer({'type': 'Sequence', 'normalizers': later})
+
+        # tiktoken cuts text by the pattern if one is enough
+        pattern = only_pattern(pre_tokenizer) if kind == 'BPE' and level else None
+        self.split = splitter(None if pattern else pre_tokenizer)
         if kind == 'BPE':
             self.model = bpe_model(model, level, pattern or r'[\s\S]+', special)
         elif kind == 'Unigram':
@@ -34,27 +50,14 @@ class Pipeline(Tokenizer):
             self.model = wordpiece_model(model)
         else:
             raise ValueError(f'its model {kind} is not supported')
-        self.cached = kind != 'BPE' or not pattern and bool(pre)
-        self.cache = {}
-        vocab = {t: i for i, (t, _) in enumerate(model['vocab'])} if kind == 'Unigram' else model['vocab']
-        for t, i in vocab.items():
-            check_id(i, t)
-        table = [b''] * (max(vocab.values()) + 1)
-        close = {'.', '?', '!', ',', "n't", "'m", "'s", "'ve", "'re"}  # these follow a word without a space
-        for t, i in vocab.items():
-            if level:
-                table[i] = invisible(t) if all(c in INVISIBLE for c in t) else t.encode()
-            elif kind == 'WordPiece':
-                prefix = model['continuing_subword_prefix']
-                table[i] = t[len(prefix):].encode() if t.startswith(prefix) else (' ' * (t not in close) + t).encode()
-            elif re.fullmatch('<0x[0-9A-F]{2}>', t) and model.get('byte_fallback'):
-                table[i] = bytes([int(t[3:5], 16)])
-            else:
-                table[i] = t.replace('▁', ' ').encode()
-        text = json.dumps([spec.get('decoder'), spec.get('normalizer'), pre])
-        self.drops = kind == 'WordPiece' or not level and (
-            '"prepend"' in text or '"Metaspace"' in text and '"never"' not in text)
-        return table
+        self.cached = kind != 'BPE' or not pattern and bool(pre_tokenizer)
+        self.cache = {}  # piece -> ids
+
+        # was a space put before the first word, so that decoding has to drop it?
+        text = json.dumps([spec.get('decoder'), spec.get('normalizer'), pre_tokenizer])
+        metaspace = '"Metaspace"' in text and '"never"' not in text
+        self.drops_space = kind == 'WordPiece' or not level and ('"prepend"' in text or metaspace)
+        return token_bytes(model, level)
 
     def spec(self):
         return self.state['spec']
@@ -62,16 +65,56 @@ class Pipeline(Tokenizer):
     def plain(self, text, first=True):
         if SURROGATES.search(text):
             text = utf8(text).decode()
-        text, ids = self.normalizers[first](text), []
-        for piece in self.split(text, first) if text else ():
-            found = self.cache.get(piece) if self.cached else self.model(piece)
-            if found is None:
-                if len(self.cache) >= 1 << 18:
-                    self.cache.clear()
-                found = self.cache[piece] = self.model(piece)
-            ids += found
+        text = self.normalize_first(text) if first else self.normalize_later(text)
+        ids = []
+        if text:
+            for piece in self.split(text, first):
+                ids += self.piece_ids(piece) if self.cached else self.model(piece)
+        return ids
+
+    def piece_ids(self, piece):
+        """The ids of a piece, remembered."""
+        ids = self.cache.get(piece)
+        if ids is None:
+            if len(self.cache) >= CACHE:
+                self.cache.clear()
+            ids = self.cache[piece] = self.model(piece)
         return ids
 
     def decode_bytes(self, ids):
         data = super().decode_bytes(ids)
-        return data[1:] if self.drops and data.startswith(b' ') else data  # the space put before the first word
+        if self.drops_space and data.startswith(b' '):
+            return data[1:]
+        return data
+
+
+def token_bytes(model, level):
+    """
+    The bytes that each id of a model stands for. level: its tokens are bytes, spelled visibly.
+    """
+    vocab = model['vocab']
+    if model['type'] == 'Unigram':
+        vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
+    for token, i in vocab.items():
+        check_id(i, token)
+    table = [b''] * (max(vocab.values()) + 1)
+    for token, i in vocab.items():
+        if level:
+            spelled = all(c in INVISIBLE for c in token)
+            table[i] = invisible(token) if spelled else token.encode()
+        elif model['type'] == 'WordPiece':
+            table[i] = wordpiece_text(token, model['continuing_subword_prefix']).encode()
+        elif BYTE_TOKEN.fullmatch(token) and model.get('byte_fallback'):
+            table[i] = bytes([int(token[3:5], 16)])
+        else:
+            table[i] = token.replace('▁', ' ').encode()
+    return table
+
+
+def wordpiece_text(token, prefix):
+    """
+    A piece of WordPiece as it is read: a space before each word but those that are written close.
+    """
+    if token.startswith(prefix):
+        return token[len(prefix):]
+    return token if token in CLOSE else ' ' + token
