@@ -53,6 +53,8 @@ from lib.vocab.count import BLOCK, CUT, blocks, count_chunks, read_texts
 
 SPECIALS = ['<|endoftext|>', '<|pad|>', '<|cls|>', '<|sep|>', '<|mask|>']
 SPECIALS += [f'<|sentinel_{i}|>' for i in range(100)]
+SEPARATOR = -1  # the symbol between chunks
+MERGED = -2  # that of a place whose symbol went into the one on its left
 SHOWN = 2000  # characters of a text that `bpe.py show` cuts into tokens
 
 
@@ -102,8 +104,8 @@ def train(texts, vocab_size, pattern='gpt2', special=None, model='bpe', name='',
 
 def merges(chunks, n, progress=None):
     """
-    The n merges [(left id, right id), ...] of byte-level BPE for {chunk (bytes): count}; fewer if
-    no pair is left.
+    The n merges [(left id, right id), ...] of byte-level BPE for {chunk (bytes): count}.
+    There are fewer if no pair is left.
     """
     table = PairTable(chunks)
     made = []
@@ -120,8 +122,7 @@ def merges(chunks, n, progress=None):
 
 class PairTable:
     """
-    The symbols of all distinct chunks, and the pairs of neighbours among them, while the best pairs
-    are merged.
+    The symbols of all distinct chunks and the pairs of neighbours, while the best are merged.
 
     The symbols lie in one flat array, chained by `next` and `previous`. Every position knows which
     pair begins there, so a merge touches only its own occurrences: counts of the pairs it destroys
@@ -132,9 +133,9 @@ class PairTable:
 
     Several merges are done at once. Let p1 > p2 > ... be the best pairs in order (count, then the
     smaller ids). While none of them ends with a symbol that another begins with, they share no
-    occurrence, and no pair that p_i creates can come before p_k: its count is at most that of (x,
-    left of p_i) or (right of p_i, y), which sort after p_k, and at equal counts its new id is the
-    larger one. So the batch is what one merge after the other would give.
+    occurrence, and no pair that p_i creates can come before p_k: its count is at most that of
+    (x, left of p_i) or (right of p_i, y), which sort after p_k, and at equal counts its new id is
+    the larger one. So the batch is what one merge after the other would give.
     """
 
     def __init__(self, chunks):
@@ -142,13 +143,12 @@ class PairTable:
         counts = np.fromiter(chunks.values(), np.int64, len(words))
         lengths = np.fromiter(map(len, words), np.int64, len(words))
         ends = np.cumsum(lengths + 1)
-        # the chunks with a separator before and after each; its symbol is -1, that of a place
-        # merged away -2
+        # the chunks, with a separator before and after each
         rank = np.zeros(256, np.int32)
         rank[BYTES] = np.arange(256)
         symbol = rank[np.frombuffer(b'\0'.join([b'', *words, b'']), np.uint8)]
-        symbol[0] = -1
-        symbol[ends] = -1
+        symbol[0] = SEPARATOR
+        symbol[ends] = SEPARATOR
         size = len(symbol)
         self.symbol = symbol
         self.next = np.arange(1, size + 1, dtype=np.int32)
@@ -157,17 +157,15 @@ class PairTable:
         self.weight = np.zeros(size, np.int64)   # the count of the chunk that a position belongs to
         self.weight[1:] = np.repeat(counts, lengths + 1)
         self.weight[ends] = 0
-        # of each pair: its count, its ids (left << 32 | right), and where its slice of `places`
-        # starts
-        self.count = np.zeros(1 << 16, np.int64)
-        self.ids = np.zeros(1 << 16, np.int64)
-        self.start = np.zeros(1 << 16, np.int64)
-        # at most two pairs are born per merged occurrence
-        self.places = np.empty(3 * size, np.int32)
+        # of each pair: its count, its ids (left << 32 | right), where its slice of `places` starts
+        self.count = np.zeros(2 ** 16, np.int64)
+        self.ids = np.zeros(2 ** 16, np.int64)
+        self.start = np.zeros(2 ** 16, np.int64)
+        self.places = np.empty(3 * size, np.int32)  # a merged occurrence bears at most two pairs
         self.n_pairs = 1
         self.n_places = 0
         self.heap = []  # (-count, ids, number of the pair)
-        self.floor = 1 << 62
+        self.floor = 2 ** 62  # above every count
         self.add_pairs(np.flatnonzero((symbol[:-1] >= 0) & (symbol[1:] >= 0)))
 
     def add_pairs(self, at):
@@ -197,9 +195,7 @@ class PairTable:
             heappush(self.heap, (-int(self.count[pair]), int(self.ids[pair]), pair))
 
     def refill(self):
-        """
-        Lowers the floor and moves the pairs above it into the empty heap. False if there are none.
-        """
+        """Lowers the floor and moves the pairs above it into the heap. False if there are none."""
         if self.floor == 1 or self.n_pairs == 1:
             return False
         count = self.count[:self.n_pairs]
@@ -211,10 +207,7 @@ class PairTable:
         return True
 
     def best_pairs(self, most):
-        """
-        Takes the best pairs that can be merged at once, at most `most`: [(left id, right id,
-        number), ...].
-        """
+        """Takes the best pairs that can be merged at once: [(left id, right id, number), ...]."""
         batch = []
         lefts = set()
         rights = set()
@@ -265,9 +258,9 @@ class PairTable:
         before = self.previous[at]
         after = self.next[middle]
         symbol[at] = new
-        symbol[middle] = -2
+        symbol[middle] = MERGED
         # where a pair with one of the two symbols began
-        gone = np.concatenate([middle, before[symbol[before] != -2]])
+        gone = np.concatenate([middle, before[symbol[before] != MERGED]])
         np.subtract.at(self.count, self.pair_at[gone], self.weight[gone])
         self.count[list(pairs)] = 0
         self.next[at] = after
@@ -277,9 +270,7 @@ class PairTable:
         self.add_pairs(np.concatenate([at[symbol[after] >= 0], old_before]))
 
     def every_second(self, at):
-        """
-        Of the sorted positions of a pair aa: every second one of each run aaaa, from its left end.
-        """
+        """Of the sorted positions of a pair aa: every second one of each run, from its left end."""
         i = np.arange(len(at))
         begins_run = np.concatenate([[True], self.next[at[:-1]] != at[1:]])[:len(at)]
         run_start = np.maximum.accumulate(np.where(begins_run, i, 0))
@@ -294,8 +285,8 @@ def doubled(x):
 
 class BPE(Tokenizer):
     """
-    Byte-level BPE on tiktoken. tokens: by rank, spelled as in GPT-2's files; ids: each rank's id if
-    they differ.
+    Byte-level BPE on tiktoken.
+    tokens: by rank, spelled as in GPT-2's files. ids: each rank's id if they differ.
     """
 
     def setup(self, name, special, tokens, pattern, ids=None, added=None, strip=None):
@@ -343,16 +334,13 @@ class BPE(Tokenizer):
         return ranks if self.ids is None else self.ids[ranks]
 
     def encode_numpy(self, text):
-        """
-        The ids of plain text: uint32 (n,). A long text is encoded on all cores: tiktoken lets go of
-        the GIL.
-        """
+        """The ids of plain text: uint32 (n,). A long text is encoded on all cores."""
         if self.added:
             return super().encode_numpy(text)
         if len(text) < 4 * BLOCK or not self.cut:
             return self.encode_part(text)
         parts = chain.from_iterable(blocks([text], self.cut))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # tiktoken lets go of the GIL
             return np.concatenate(list(pool.map(self.encode_part, parts)))
 
     def spec(self):
@@ -377,10 +365,7 @@ class Byte(Tokenizer):
 
 
 class Char(Tokenizer):
-    """
-    One id per character. Raises ValueError for a text with a character that the training text
-    lacked.
-    """
+    """One id per character. ValueError for a text with a character that has none."""
 
     def setup(self, name, special, tokens):
         self.ids = {c: i for i, c in enumerate(tokens)}
@@ -421,10 +406,7 @@ KINDS = {'bpe': BPE, 'byte': Byte, 'char': Char}
 
 
 def build(description):
-    """
-    The tokenizer that a description stands for: what dumps() writes and what all readers of
-    lib/vocab give.
-    """
+    """The tokenizer of a description: what dumps() writes, and the readers of lib/vocab give."""
     state = dict(description) if isinstance(description, dict) else {}
     head = [state.pop(key, None) for key in ('format', 'version', 'kind')]
     kind = head[-1]
@@ -466,7 +448,7 @@ def load(path):
         return tokenizer
 
 
-MOVED = {  # names that this file had once, and where they are now
+ELSEWHERE = {  # names that are found here too: bpe.Pipeline, bpe.fields, ...
     'common': 'INVISIBLE MAX_IDS ROLES VISIBLE added_token write',
     'files': 'read',
     'models': 'bpe_model byte_level joined unigram_model wordpiece_model',
@@ -480,8 +462,7 @@ MOVED = {  # names that this file had once, and where they are now
 
 
 def __getattr__(name):
-    """bpe.Pipeline, bpe.fields, ...: what has moved to lib/vocab."""
-    for module, names in MOVED.items():
+    for module, names in ELSEWHERE.items():
         if name in names.split():
             return getattr(importlib.import_module('lib.vocab.' + module), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
