@@ -1,43 +1,51 @@
-"""Uses a trained model: continues your text, fills its gaps, rewrites, classifies and answers it, and measures.
+"""Uses a trained model: continues, fills, rewrites, classifies, answers, compares, measures.
 
-    python sample.py --prompt="def main(" --num_samples=3            # continues the text with the model in out/gpt
-    python sample.py --init_from=gpt2/ --eval=lm --text=book.txt     # perplexity and bits per byte of a Hugging Face folder
-    python sample.py --interactive                                   # a prompt a line; Ctrl-C stops it, Ctrl-D leaves
-    python sample.py --out_dir=out/gpt-instruct --interactive        # a chat, with a model tuned on instructions
-    python sample.py --eval=hellaswag.jsonl                          # multiple choice, last words: see `evaluate`
+    python sample.py --prompt="def main(" --num_samples=3        # continues a text with out/gpt
+    python sample.py --interactive                               # asks for prompts
+    python sample.py --out_dir=out/gpt-instruct --interactive    # a chat, if tuned on instructions
+    python sample.py --init_from=gpt2/ --eval=lm --text=book.txt # perplexity, bits per byte
+    python sample.py --eval=hellaswag.jsonl                      # multiple choice, last words
 
-    python sample.py --out_dir=out/bert --prompt="import [MASK]"     # the likeliest fillings of each gap
-    python sample.py --out_dir=out/bert-sst2 --classify=reviews.txt  # labels, values, tags or choices, a text a line
-    python sample.py --out_dir=out/bert-squad --context=page.txt --question="Who won?"       # the answer in the text
-    python sample.py --init_from=bert/ --embed=lines.txt --out=vectors.npy                   # (lines, width) float32
-    python sample.py --init_from=t5/ --prompt=FILE:lines.txt --beams=4 --out=german.txt      # a text in, a text out
+    python sample.py --out_dir=out/bert --prompt="import [MASK]" # the likeliest words for each gap
+    python sample.py --out_dir=out/bert-sst2 --classify=reviews.txt      # labels, tags, choices
+    python sample.py --out_dir=out/bert-squad --context=page.txt --question="Who won?"
+    python sample.py --init_from=bert/ --embed=lines.txt --out=vectors.npy     # (lines, width)
+    python sample.py --init_from=t5/ --prompt=FILE:lines.txt --beams=4 --out=german.txt
 
-A FILE has a text a line (two with a tab between, if the model was trained on pairs); one that ends in .jsonl an object a line, with the columns that train.py takes for such data
-("text", "text_b", "tokens", "choices", "input", "target"). - stands for the lines of stdin. From Python: `sample.main([...])`
-returns what it prints, `sample.generate(model, ids, 100)` continues ids (B, T), `sample.stream` does so token by token,
-`sample.score` gives the log-likelihood of any text after any other.
+A FILE has one text a line, or two with a tab between them if the model was trained on pairs. A file
+that ends in .jsonl has one object a line, with the columns that train.py takes for such data
+("text", "text_b", "tokens", "choices", "input", "target"; for --eval see lib/score.py). - stands
+for stdin. --interactive: Ctrl-C stops the answer, Ctrl-D leaves.
 
-The context is always the last block_size tokens, as in nanoGPT. While a text is shorter, keys and values are kept in a
-cache, so a token costs one position; then each token moves the whole window by one place, which costs a window a token:
---slide=N moves it by N places at a time, which is faster and means that up to N - 1 tokens fewer are seen. Nothing here
-knows a model by its name: what can be done with one depends on what its file offers (see `uses`, at the end).
+From Python: sample.main([...]) returns what it prints, sample.generate(model, ids, 100) continues
+ids (B, T), sample.stream does so token by token, and sample.score gives the log-likelihood of any
+text after any other.
 
-Papers: top-p Holtzman et al. 2020 (1904.09751), min-p Nguyen et al. 2024 (2407.01082), repetition penalty Keskar et al.
-2019 (1909.05858). Filters and their order are those of transformers; windows of --eval=lm are those of its guide to
-perplexity, after a start token, so that the first token counts too.
+The context is always the last block_size tokens, as in nanoGPT. While a text is shorter, keys and
+values are kept in a cache, so that a token costs one position. After that each token moves the
+window by one place, and then a token costs a whole window. --slide=N moves it by N places at a
+time, which is faster; the model then sees up to N - 1 tokens fewer.
 
-Letters: B samples, T tokens, V vocabulary.
+Nothing here knows a model by its name: what can be done with one depends on what its file offers,
+see `uses`. Sampling is in lib/generate.py, the other uses in lib/fill, rewrite, read and score.
 """
-import collections
 import contextlib
 import glob
 import os
 import signal
 import sys
 from dataclasses import dataclass
+from typing import Callable, NamedTuple
 
-if __name__ == '__main__':                                                 # Ctrl-C while torch is imported, which takes seconds
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b'\nsample.py: stopped\n'), os._exit(130)))
+
+def stop_at_once(number, frame):
+    os.write(2, b'\nsample.py: stopped\n')
+    os._exit(130)
+
+
+if __name__ == '__main__':
+    # while torch is imported, which takes seconds
+    signal.signal(signal.SIGINT, stop_at_once)
 
 import torch
 
@@ -46,14 +54,14 @@ import lora
 from data import files
 from lib import models
 from lib.device import native_bf16, out_of_memory, pick_device
-from lib.fill import after, detect, fill, fitted, tight
+from lib.fill import detect, fill
 from lib.flags import fields_of, split_flags, value_of
-from lib.generate import Packed, compiled, filtered, generate, packed, stream
-from lib.inputs import file_of, read_prompt
+from lib.generate import filtered, generate, packed, stream  # for users of this module
+from lib.inputs import model_file, read_prompt
 from lib.read import answer, classify, embed
 from lib.rewrite import write
-from lib.score import evaluate, score, scored_row
-from lib.talk import continuations, heard, opening, visible
+from lib.score import evaluate, score
+from lib.talk import continuations, opening
 from lib.weights import load_model
 from lib.words import nearest
 
@@ -63,81 +71,97 @@ class Config:
     # the model
     out_dir: str = 'out/gpt'         # folder of a run of train.py
     init_from: str = ''              # or other weights: a .pt file or a Hugging Face folder
-    lora: str = ''                   # an adapter for these weights: a folder of lora.save or peft, or a run with --adapter
-    tokenizer: str = ''              # a vocabulary (file or name), for weights that come without
+    lora: str = ''                   # an adapter: a folder of lora.save or peft, a run of --adapter
+    tokenizer: str = ''              # a vocabulary (file or name), for weights without one
     device: str = 'auto'             # auto, cpu, cuda, cuda:1, mps
-    dtype: str = 'auto'              # auto, bfloat16, float16, float32; auto: bfloat16 to write on CUDA, else float32
-    compile: str = 'auto'            # torch.compile of the step of one token: auto (on CUDA), true, false
+    dtype: str = 'auto'              # auto (see `run`), bfloat16, float16, float32
+    compile: str = 'auto'            # compile the step of one token: auto (on CUDA), true, false
     # continue a text (gpt)
-    prompt: str = ''                 # the text to continue, FILE:path, or - for stdin; '' starts a new document
-    num_samples: int = 1             # continuations of it, made together
+    prompt: str = ''                 # TEXT, FILE:path, or - for stdin; '' starts a new document
+    num_samples: int = 1             # number of continuations, made together
     max_new_tokens: int = 200        # length of a continuation
     temperature: float = 0.8         # under 1: safer, over 1: wilder, 0: always the likeliest token
-    top_k: int = 200                 # only among the k likeliest tokens; 0: off
-    top_p: float = 1.0               # only among the likeliest tokens that together have this probability; 1: off
-    min_p: float = 0.0               # only tokens at least this many times as probable as the likeliest; 0: off
-    repetition_penalty: float = 1.0  # over 1: tokens that the text has already are made less likely; 1: off
-    stop: str = ''                   # end a continuation before this text; \n and \t stand for line end and tab
+    top_k: int = 200                 # draw from this many likeliest tokens; 0: off
+    top_p: float = 1.0               # draw from the likeliest that sum to this probability; 1: off
+    min_p: float = 0.0               # rule out tokens under this times the best probability; 0: off
+    repetition_penalty: float = 1.0  # over 1: tokens of the text become less likely; 1: off
+    stop: str = ''                   # end before this text; \n and \t stand for line end and tab
     ignore_eot: bool = False         # go on after the end-of-text token
     seed: int = 1337                 # the same seed gives the same text
     stream: bool = False             # show the text as it is made, one sample after another
-    interactive: bool = False        # ask for prompts and continue them; a chat, if the model was tuned on instructions
-    system: str = ''                 # chat and its --prompt: what the model is told before, TEXT or FILE:path
-    cache: bool = True               # false: compute the whole text anew for each token (slow; a check on the cache)
-    slide: int = 1                   # past block_size, forget so many tokens at once; 1: as few as possible
+    interactive: bool = False        # ask for prompts; a chat, if the model was tuned for it
+    system: str = ''                 # chat: what the model is told first, TEXT or FILE:path
+    cache: bool = True               # false: compute the whole text for each token (slow; a check)
+    slide: int = 1                   # past block_size, forget this many tokens at a time
     # evaluate
-    eval: str = ''                   # lm: a text's likelihood; FILE.jsonl: multiple choice and last words
-    text: str = ''                   # --eval=lm: the text, anything that train.py --data takes as your own text
-    stride: int = 0                  # --eval=lm: tokens from one window to the next; 0: half of block_size
-    delimiter: str = ' '             # --eval=FILE.jsonl: stands between two parts that have no white space there
-    # text to text (t5): --prompt is a text, FILE:path or -, a text a line; a text with <extra_id_0> in it is filled
-    beams: int = 1                   # beam search with so many; 1: greedy, or a draw if --temperature, --top_k or --top_p is given
-    length_penalty: float = 1.0      # beams are compared by (log p) / tokens^this: over 1 favours long texts
+    eval: str = ''                   # lm: a text's likelihood; FILE.jsonl: choices and last words
+    text: str = ''                   # --eval=lm: the text, anything that train.py --data reads
+    stride: int = 0                  # --eval=lm: tokens between windows; 0: half of block_size
+    delimiter: str = ' '             # --eval=FILE: put between two parts without white space there
+    # text to text (t5): --prompt is a text, FILE:path or -; a text with <extra_id_0> is filled
+    beams: int = 1                   # width of beam search; 1: greedy, or a draw with --top_p etc.
+    length_penalty: float = 1.0      # beams are compared by (log p) / tokens^this
     no_repeat_ngram: int = 0         # never write the same n tokens twice; 0: off
-    metric: str = ''                 # bleu, rouge, exact_match, ...: compare with the "target" column of the file
-    # read a text (bert, electra): --prompt with [MASK] is filled; with electra each token is doubted
-    top: int = 5                     # so many fillings, labels or answers
-    classify: str = ''               # TEXT, FILE or -: its label, value, tags or choice, whatever the model was fine-tuned for
-    question: str = ''               # TEXT, FILE or -: to be answered out of --context
-    context: str = ''                # TEXT or FILE, of any length
-    answer: bool = False             # implied by --question
-    embed: str = ''                  # TEXT, FILE or -: a vector a line into --out=FILE.npy, or how alike the lines are
-    pool: str = 'mean'               # the vector of a text: mean of its last hidden states, or that of the first token: cls
-    normalize: bool = False          # vectors of length 1
-    # all but continuing
+    metric: str = ''                 # compare with "target": bleu, rouge, exact_match, ...
+    # read a text (bert, electra): --prompt with [MASK] is filled; electra finds replaced tokens
+    top: int = 5                     # how many fillings, labels or answers to print
+    classify: str = ''               # TEXT, FILE or -: its label, value, tags or choice
+    question: str = ''               # TEXT, FILE or -: what to answer from --context
+    context: str = ''                # TEXT or FILE of any length
+    answer: bool = False             # answer --question; implied by it
+    embed: str = ''                  # TEXT, FILE or -: vectors into --out, or how similar lines are
+    pool: str = 'mean'               # a text's vector: mean of hidden states, or cls: the first one
+    normalize: bool = False          # make the vectors' length 1
+    # all uses but continuing
     batch_size: int = 32             # rows at a time; changes no result (but what is drawn)
-    out: str = ''                    # write what would be printed to this file
-    json: bool = False               # print JSON lines; also where --out ends in .jsonl
+    out: str = ''                    # write to this file instead of printing
+    json: bool = False               # print JSON lines; implied by --out=FILE.jsonl
 
-    given = ()                       # the flags that were typed
+    given = ()                       # the names of the flags that were typed
 
-# ---------------------------------------------------------------------------------------------------- text in, text out
 
+MAIN_FLAGS = ('out_dir init_from lora device prompt num_samples max_new_tokens temperature top_k '
+              'top_p stop stream interactive eval text beams classify question context embed '
+              'batch_size out json').split()  # those of a short --help
+LINE = '---------------\n'                               # between two samples
+
+
+# ---- continuing and chatting
 
 def complete(model, tokenizer, config):
-    """Prints the prompt with each of its continuations, a line of dashes between; the answers alone, if the model is
-    one for chats. -> {'prompt', 'texts'}"""
-    text, line, texts = read_prompt(config.prompt), '\n---------------\n', []
-    prompt = shown = text
-    if chats(model, file_of(model)):
-        if not text.strip(): raise ValueError('nothing is asked: give --prompt=TEXT, or --interactive for a chat')
-        prompt, shown = opening(config, dict(role='user', content=text.strip())), ''
-    if not config.stream:
-        texts, speed = continuations(model, tokenizer, prompt, config, config.num_samples, config.seed)
-        print(line.join(shown + text for text in texts), flush=True)
+    """Prints the prompt with each of its continuations, a line of dashes between them; of a model
+    for chats the answers alone. -> {'prompt', 'texts'}"""
+    text = read_prompt(config.prompt)
+    prompt = text
+    shown = text
+    if chats(model, model_file(model)):
+        if not text.strip():
+            raise ValueError('nothing is asked: give --prompt=TEXT, or --interactive for a chat')
+        prompt = [*opening(config), dict(role='user', content=text.strip())]
+        shown = ''
+    if config.stream:
+        texts = []
+        for n in range(config.num_samples):
+            if n > 0:
+                print(LINE, end='')
+            texts += speak(model, tokenizer, prompt, config, config.seed + n, [])
+    else:
+        texts, speed = continuations(model, tokenizer, prompt, config, config.num_samples,
+                                     config.seed)
+        print(f'\n{LINE}'.join(shown + text for text in texts), flush=True)
         print(speed, file=sys.stderr)
-    while len(texts) < config.num_samples:
-        texts += speak(model, tokenizer, prompt, config, config.seed + len(texts), [])
-        if len(texts) < config.num_samples: print(line[1:], end='')
     return dict(prompt=text, texts=texts)
 
 
-def speak(model, tokenizer, prompt, config, seed, said):
-    """One sample, shown as it is made, and put into the list `said`, which has what there is of it after a Ctrl-C."""
+def speak(model, tokenizer, prompt, config, seed, pieces):
+    """Makes one sample and shows it meanwhile. Its text is put into the list `pieces`, which has
+    the beginning of it after a Ctrl-C. -> [text]"""
     def show(piece):
-        said.append(piece)
+        pieces.append(piece)
         print(piece, end='', flush=True)
-    if isinstance(prompt, str): print(prompt, end='', flush=True)
+
+    if isinstance(prompt, str):
+        print(prompt, end='', flush=True)
     texts, speed = continuations(model, tokenizer, prompt, config, 1, seed, show)
     print(flush=True)
     print(speed, file=sys.stderr)
@@ -145,146 +169,337 @@ def speak(model, tokenizer, prompt, config, seed, said):
 
 
 def converse(model, tokenizer, config):
-    """A loop of prompts. Each stands for itself, unless the model is one for chats: then it hears all that was said
-    since the beginning or /reset. -> {'texts'}, in a chat also the 'messages'"""
-    with contextlib.suppress(ImportError): import readline                 # line editing and history of input()
-    texts, ask, chat = [], '> ' if sys.stdin.isatty() else '', chats(model, file_of(model))
+    """A loop of prompts. Each stands for itself, unless the model is one for chats: then it sees
+    all messages since the beginning or the last /reset. -> {'texts'}, in a chat also 'messages'"""
+    with contextlib.suppress(ImportError):
+        import readline  # line editing and history of input()
+    chat = chats(model, model_file(model))
     messages = opening(config)
-    more = '/reset forgets what was said, ' if chat else ''
-    if ask: print(f'a prompt a line; {more}Ctrl-C stops the answer, Ctrl-D leaves', file=sys.stderr)
+    texts = []
+    ask = ''
+    if sys.stdin.isatty():
+        ask = '> '
+        more = '/reset forgets what was said, ' if chat else ''
+        print(f'a prompt a line; {more}Ctrl-C stops the answer, Ctrl-D leaves', file=sys.stderr)
     while True:
-        try: prompt = input(ask)
-        except EOFError: break
-        except KeyboardInterrupt: print(); continue
-        said = []
-        if chat and prompt.strip() == '/reset': messages = opening(config)
-        if chat and prompt.strip() in ('', '/reset'): continue
-        if chat: messages.append(dict(role='user', content=prompt.strip()))
-        try: texts += speak(model, tokenizer, messages if chat else prompt, config, config.seed + len(texts), said)
-        except KeyboardInterrupt: print(' ... stopped', flush=True)
-        except ValueError as e: print(f'\n{e}', file=sys.stderr)           # such as a character unknown to the vocabulary
-        if chat and ''.join(said): messages.append(dict(role='assistant', content=''.join(said)))
-        elif chat: messages.pop()                                          # unanswered: as if it had not been said
-    if ask: print()
-    return dict(texts=texts, **(dict(messages=messages) if chat else {}))
+        try:
+            prompt = input(ask)
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            print()
+            continue
+        if chat:
+            message = prompt.strip()
+            if message == '/reset':
+                messages = opening(config)
+            if message in ('', '/reset'):
+                continue
+            messages.append(dict(role='user', content=message))
+            prompt = messages
+        pieces = []
+        try:
+            texts += speak(model, tokenizer, prompt, config, config.seed + len(texts), pieces)
+        except KeyboardInterrupt:
+            print(' ... stopped', flush=True)
+        except ValueError as e:  # such as a character unknown to the vocabulary
+            print(f'\n{e}', file=sys.stderr)
+        reply = ''.join(pieces)
+        if chat and reply:
+            messages.append(dict(role='assistant', content=reply))
+        elif chat:
+            messages.pop()  # unanswered: as if it had not been said
+    if ask:
+        print()
+    result = dict(texts=texts)
+    if chat:
+        result['messages'] = messages
+    return result
 
-# ---------------------------------------------------------------------------------------------------- what can be done
 
-def writes(model, file): return hasattr(file, 'generate')                 # a source in, a text out
-def chats(model, file): return models.chat_of(file) is not None and getattr(model.config, 'kind', '') == 'instruct'
+# ---- what can be done with which model
+
+def writes(model, file):
+    """A text in, a text out."""
+    return hasattr(file, 'generate')
+
+
+def chats(model, file):
+    return models.chat_of(file) is not None and getattr(model.config, 'kind', '') == 'instruct'
+
+
+def has_likelihood(model, file):
+    """Whether logits(ids) are those of the next token."""
+    return getattr(file, 'likelihood', False)
+
+
 def continues(model, file):
-    return not writes(model, file) and not chats(model, file) and (hasattr(model, 'step') or likelihoods(model, file))
-def likelihoods(model, file): return getattr(file, 'likelihood', False)    # logits(ids) are those of the next token
-def encodes(model, file): return hasattr(model, 'hidden') and 'labelled' in getattr(file, 'kinds', ()) and not hasattr(model, 'step')
-def is_for(*kinds): return lambda model, file: encodes(model, file) and model.config.kind in kinds
-def detects(model, file):                                                  # logits (B, T): was this token replaced?
-    return is_for('text')(model, file) and getattr(model.config, 'has_detector', getattr(file, 'detects', False))
-def fills(model, file): return is_for('text')(model, file) and not detects(model, file)
+    if writes(model, file) or chats(model, file):
+        return False
+    return hasattr(model, 'step') or has_likelihood(model, file)
 
-# The first line whose flag is given and whose condition holds: the flag, what a model must offer, the use, words for it,
-# the further flags that it takes, how to get such a model. A use is a function of (model, tokenizer, config) that prints,
-# and returns a dict.
-Use = collections.namedtuple('Use', 'flag can run words takes how', defaults=[''])
-tuned = 'python train.py --init_from={} --data='
-drawing = 'temperature top_k top_p max_new_tokens seed '
-playing = drawing + 'num_samples min_p repetition_penalty stop ignore_eot stream cache slide'
-uses = [Use('eval', likelihoods, evaluate, 'tell the likelihood of a text', 'text stride delimiter batch_size'),
-        Use('interactive', continues, converse, 'continue a text', playing),
-        Use('interactive', chats, converse, 'chat', playing + ' system'),
-        Use('classify', is_for('labelled', 'tagged', 'choice'), classify, 'classify', 'top batch_size out json', tuned + 'LABELLED.jsonl'),
-        Use('answer', is_for('qa'), answer, 'answer questions', 'question context top batch_size out json', tuned + 'squad'),
-        Use('embed', encodes, embed, 'give vectors', 'pool normalize batch_size out json'),
-        Use('prompt', continues, complete, 'continue a text', playing),
-        Use('prompt', chats, complete, 'answer a prompt', playing + ' system'),
-        Use('prompt', writes, write, 'answer a text', drawing + 'beams length_penalty no_repeat_ngram metric batch_size out json'),
-        Use('prompt', detects, detect, 'find replaced tokens', 'batch_size out json'),
-        Use('prompt', fills, fill, 'fill in [MASK]', 'top batch_size out json')]
+
+def encodes(model, file):
+    has_labels = 'labelled' in getattr(file, 'kinds', ())
+    return hasattr(model, 'hidden') and has_labels and not hasattr(model, 'step')
+
+
+def is_encoder_for(*kinds):
+    def check(model, file):
+        return encodes(model, file) and model.config.kind in kinds
+    return check
+
+
+def detects(model, file):
+    """Whether logits (B, T) tell of each token if it was replaced."""
+    if not is_encoder_for('text')(model, file):
+        return False
+    return getattr(model.config, 'has_detector', getattr(file, 'detects', False))
+
+
+def fills(model, file):
+    return is_encoder_for('text')(model, file) and not detects(model, file)
+
+
+class Use(NamedTuple):
+    """What can be done with some models."""
+    flag: str            # asks for it
+    can: Callable        # (model, file) -> whether the model offers what it needs
+    run: Callable        # (model, tokenizer, config) -> dict; prints it too
+    words: str           # "it can ..."
+    takes: str           # the names of the further flags that it takes
+    how: str = ''        # how to get such a model from {}
+
+
+DRAWING = 'temperature top_k top_p max_new_tokens seed'
+CONTINUING = f'{DRAWING} num_samples min_p repetition_penalty stop ignore_eot stream cache slide'
+BATCHES = 'batch_size out json'
+FINE_TUNE = 'python train.py --init_from={} --data='
+
+# The first one counts whose flag is given and which the model offers.
+uses = [
+    Use('eval', has_likelihood, evaluate, 'tell the likelihood of a text',
+        'text stride delimiter batch_size'),
+    Use('interactive', continues, converse, 'continue a text', CONTINUING),
+    Use('interactive', chats, converse, 'chat', f'{CONTINUING} system'),
+    Use('classify', is_encoder_for('labelled', 'tagged', 'choice'), classify, 'classify',
+        f'top {BATCHES}', f'{FINE_TUNE}LABELLED.jsonl'),
+    Use('answer', is_encoder_for('qa'), answer, 'answer questions',
+        f'question context top {BATCHES}', f'{FINE_TUNE}squad'),
+    Use('embed', encodes, embed, 'give vectors', f'pool normalize {BATCHES}'),
+    Use('prompt', continues, complete, 'continue a text', CONTINUING),
+    Use('prompt', chats, complete, 'answer a prompt', f'{CONTINUING} system'),
+    Use('prompt', writes, write, 'answer a text',
+        f'{DRAWING} beams length_penalty no_repeat_ngram metric {BATCHES}'),
+    Use('prompt', detects, detect, 'find replaced tokens', BATCHES),
+    Use('prompt', fills, fill, 'fill in [MASK]', f'top {BATCHES}'),
+]
 
 
 def choose(config, path, model, file):
-    """-> the Use that the flags ask for"""
-    able = [u for u in uses if u.can(model, file)]
-    asked = next((u.flag for u in uses if getattr(config, u.flag)), '')
-    here = f'{path}: {file.__name__}.py' + (f' (kind={model.config.kind})' if hasattr(model.config, 'kind') else '')
-    words = dict.fromkeys(u.words for u in able)
-    offers = ', '.join(f'{w} ({", ".join("--" + u.flag for u in able if u.words == w)})' for w in words) or 'none of what sample.py does'
-    use = next((u for u in able if asked == u.flag or not asked and u.run is complete), None)  # no prompt: a new document
-    if use is None and not asked: raise ValueError(f'{here}: nothing asked for; it can {offers}')
-    if use is None:
-        some = [u for u in uses if u.flag == asked]
-        how = f': first {some[0].how.format(path)}' if some[0].how else ''
-        raise ValueError(f'{here} cannot {" or ".join(u.words for u in some)}{how}; it can {offers}')
-    fit = {use.flag, *use.takes.split(), *(f.name for group, _, f in fields_of(Config) if group == 'the model')}
-    if odd := [n for n in config.given if n not in fit]:
-        raise ValueError(f'--{odd[0]} does not go with --{use.flag} on {file.__name__}.py, which takes --{" --".join(use.takes.split())}')
-    return use
+    """The Use that the flags ask for. Raises ValueError if the model cannot do that, or if another
+    flag does not go with it. path: where the model comes from, for the message."""
+    able = [use for use in uses if use.can(model, file)]
+    asked = next((use.flag for use in uses if getattr(config, use.flag)), '')
+    for use in able:
+        # nothing is asked for: the model continues an empty prompt, a new document
+        if use.flag == asked or not asked and use.run is complete:
+            check_flags(use, config, file)
+            return use
 
-# ---------------------------------------------------------------------------------------------------- the command line
+    here = f'{path}: {file.__name__}.py'
+    if hasattr(model.config, 'kind'):
+        here += f' (kind={model.config.kind})'
+    if not asked:
+        raise ValueError(f'{here}: nothing asked for; it can {offers(able)}')
+    wanted = [use for use in uses if use.flag == asked]
+    how = ''
+    if wanted[0].how:
+        how = f': first {wanted[0].how.format(path)}'
+    raise ValueError(f'{here} cannot {" or ".join(use.words for use in wanted)}{how}; '
+                     f'it can {offers(able)}')
 
-dtypes = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32)
-ranges = dict(num_samples=(1, 1e9), max_new_tokens=(1, 1e9), temperature=(0, 1e9), top_k=(0, 1e9), top_p=(0, 1), min_p=(0, 1),
-              repetition_penalty=(0.01, 100), slide=(1, 1e9), stride=(0, 1e9), batch_size=(1, 1e9), beams=(1, 1e9), top=(1, 1e9),
-              no_repeat_ngram=(0, 1e9))
+
+def offers(able):
+    """What a model can do, in words, and the flags that ask for it."""
+    flags = {}
+    for use in able:
+        flags.setdefault(use.words, []).append(f'--{use.flag}')
+    parts = [f'{words} ({", ".join(names)})' for words, names in flags.items()]
+    return ', '.join(parts) or 'none of what sample.py does'
+
+
+def check_flags(use, config, file):
+    """Raises ValueError if a flag was given that does not go with this use."""
+    fit = [use.flag, *use.takes.split()]
+    fit += [field.name for group, _, field in fields_of(Config) if group == 'the model']
+    for name in config.given:
+        if name not in fit:
+            takes = ' '.join(f'--{other}' for other in use.takes.split())
+            raise ValueError(f'--{name} does not go with --{use.flag} on {file.__name__}.py, '
+                             f'which takes {takes}')
+
+
+# ---- the command line
+
+DTYPES = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32)
+CHOICES = dict(dtype=('auto', *DTYPES), compile=('auto', 'true', 'false'), pool=('mean', 'cls'))
+RANGES = dict(top_p=(0, 1), min_p=(0, 1), repetition_penalty=(0.01, 100))
+LOWEST = dict(num_samples=1, max_new_tokens=1, slide=1, batch_size=1, beams=1, top=1,
+              temperature=0, top_k=0, stride=0, no_repeat_ngram=0)
+HIGHEST = 1e9                                            # of those in LOWEST
+
 
 def parse(argv):
-    """flags -> Config. Raises ValueError with one line on a user's mistake."""
-    fields, given = fields_of(Config), split_flags(argv)
+    """The command line -> Config. Raises ValueError for a user's mistake, SystemExit after
+    --help."""
+    given = split_flags(argv)
+    defaults = {field.name: field.default for _, _, field in fields_of(Config)}
     if 'help' in given:
-        print(f'{__doc__.strip()}\n')
-        for group in dict.fromkeys(g for g, _, _ in fields):
-            print(group + '\n' + '\n'.join(f'  --{f.name}={f.default}'.ljust(29) + text for g, text, f in fields if g == group))
+        print_help(everything='--help=all' in argv)
         raise SystemExit(0)
-    usual = {f.name: f.default for _, _, f in fields}
     for name in given:
-        if name not in usual: raise ValueError(f'unknown flag --{name}{nearest(name, [*usual], "--")} (--help lists all)')
-    config = Config(**{n: value_of(n, type(usual[n]), text) for n, text in given.items()})
-    config.given, config.answer = tuple(given), config.answer or bool(config.question or config.context)
-    if not os.path.isdir(folder := os.path.dirname(config.out) or '.'): raise ValueError(f'--out={config.out}: no folder {folder}')
-    for name, choices in dict(dtype=('auto', *dtypes), compile=('auto', 'true', 'false'), pool=('mean', 'cls')).items():
-        if getattr(config, name) not in choices: raise ValueError(f'--{name}={getattr(config, name)}: expected one of {", ".join(choices)}')
-    for name, (low, high) in ranges.items():
-        if not low <= getattr(config, name) <= high: raise ValueError(f'--{name}={getattr(config, name)}: expected {low} ' + (f'to {high}' if high < 1e9 else 'or more'))
+        if name not in defaults:
+            close = nearest(name, list(defaults), '--')
+            raise ValueError(f'unknown flag --{name}{close} (--help=all lists all)')
+    values = {name: value_of(name, type(defaults[name]), text) for name, text in given.items()}
+    config = Config(**values)
+    config.given = tuple(given)
+    if config.question or config.context:
+        config.answer = True
+    folder = os.path.dirname(config.out) or '.'
+    if not os.path.isdir(folder):
+        raise ValueError(f'--out={config.out}: no folder {folder}')
+    check_values(config)
     return config
 
 
-def run(config):
-    path, device = config.init_from or config.out_dir, pick_device(config.device)
+def check_values(config):
+    """Raises ValueError for a value that a flag cannot have."""
+    for name, choices in CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(f'--{name}={value}: expected one of {", ".join(choices)}')
+    for name, (low, high) in RANGES.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ValueError(f'--{name}={value}: expected {low} to {high}')
+    for name, low in LOWEST.items():
+        value = getattr(config, name)
+        if not low <= value <= HIGHEST:
+            raise ValueError(f'--{name}={value}: expected {low} or more')
+
+
+def print_help(everything):
+    """Prints what sample.py does and its flags with their defaults: MAIN_FLAGS, or all of them."""
+    rows = fields_of(Config)
+    if everything:
+        print(__doc__.strip())
+    else:
+        print('\n\n'.join(__doc__.strip().split('\n\n')[:3]), end='\n\n')  # examples
+    last = None
+    for group, text, field in rows:
+        if everything and group != last:
+            print(f'\n{group}')
+        last = group
+        if everything or field.name in MAIN_FLAGS:
+            print(f'  --{field.name}={field.default}'.ljust(29) + text)
+    if not everything:
+        print(f'\n--help=all lists all {len(rows)} flags.')
+
+
+def open_model(config):
+    """-> (model, tokenizer), as the flags of the model say. Raises OSError or ValueError if there
+    is no such model, adapter or vocabulary, or if they do not fit each other."""
+    path = config.init_from or config.out_dir
     if not config.init_from and not os.path.exists(path):
-        have = sorted(d for d in glob.glob('out/*') if os.path.exists(os.path.join(d, 'ckpt.pt')))
-        raise FileNotFoundError(f'no run in {path}: train one with python train.py --model=gpt' + ('' if path == Config.out_dir else f' --out_dir={path}')
-                                + f', or give --init_from=CHECKPOINT or --out_dir=RUN (here: {", ".join(have[:9]) or "none"}' + ' ...' * (len(have) > 9) + ')')
-    if config.lora.endswith('.pt') or os.path.exists(os.path.join(config.lora, 'ckpt.pt')):    # a run, with the head that it made
-        model, tokenizer = load_model(config.lora, base=path)
+        raise FileNotFoundError(no_run(path))
+    adapter = config.lora
+    if adapter.endswith('.pt') or os.path.exists(os.path.join(adapter, 'ckpt.pt')):
+        # a run, with the head that it made
+        model, tokenizer = load_model(adapter, base=path)
     else:
         model, tokenizer = load_model(path)
-        if config.lora and lora.mergeable(lora.load(model, config.lora)): lora.merge(model, unload=True)
-    if config.tokenizer: tokenizer = bpe.load(config.tokenizer)
-    if tokenizer is None: raise ValueError(f'{path} has no tokenizer: give one with --tokenizer=FILE (or a name, such as gpt2)')
+        if adapter and lora.mergeable(lora.load(model, adapter)):
+            lora.merge(model, unload=True)
+    if config.tokenizer:
+        tokenizer = bpe.load(config.tokenizer)
+    if tokenizer is None:
+        raise ValueError(f'{path} has no tokenizer: give one with --tokenizer=FILE '
+                         '(or a name, such as gpt2)')
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(f'{path} has {model.config.vocab_size} token ids, the vocabulary {tokenizer.name} {tokenizer.vocab_size}: it is not the one of this model')
-    use = choose(config, path, model, file_of(model)).run
-    half = use in (complete, converse, write) and device.type == 'cuda' and native_bf16()
-    return use(model.to(device, dtypes.get(config.dtype) or (torch.bfloat16 if half else torch.float32)).eval(), tokenizer, config)
+        raise ValueError(f'{path} has {model.config.vocab_size} token ids, the vocabulary '
+                         f'{tokenizer.name} {tokenizer.vocab_size}: '
+                         'it is not the one of this model')
+    return model, tokenizer
+
+
+def no_run(path):
+    """The message for an out_dir that does not exist."""
+    train = 'python train.py --model=gpt'
+    if path != Config.out_dir:
+        train += f' --out_dir={path}'
+    runs = sorted(os.path.dirname(p) for p in glob.glob('out/*/ckpt.pt'))
+    here = ', '.join(runs[:9]) or 'none'
+    if len(runs) > 9:
+        here += ' ...'
+    return (f'no run in {path}: train one with {train}, or give --init_from=CHECKPOINT '
+            f'or --out_dir=RUN (here: {here})')
+
+
+def run(config):
+    """Does what a Config says. -> dict: 'texts', 'records', or what --eval has measured"""
+    device = pick_device(config.device)
+    model, tokenizer = open_model(config)
+    use = choose(config, config.init_from or config.out_dir, model, model_file(model))
+    writes_text = use.run in (complete, converse, write)
+    dtype = torch.float32
+    if config.dtype != 'auto':
+        dtype = DTYPES[config.dtype]
+    elif writes_text and device.type == 'cuda' and native_bf16():
+        dtype = torch.bfloat16
+    return use.run(model.to(device, dtype).eval(), tokenizer, config)
 
 
 def main(argv=None):
-    """Does what the flags say; -> dict: 'texts', 'records', or what --eval has measured."""
+    """Does what the flags say. -> dict: 'texts', 'records', or what --eval has measured"""
     return run(parse(sys.argv[1:] if argv is None else argv))
 
 
+def what_went_wrong(error):
+    """A user's mistake, or an end that is nobody's fault, as one line; '' for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return 'stopped'
+    if out_of_memory(error):
+        return (f'out of memory ({files.first_line(error)[:200]}): '
+                'lower --num_samples, --max_new_tokens or --batch_size')
+    if isinstance(error, (ValueError, OSError)):
+        return ' '.join(str(error).split()) or type(error).__name__
+    return ''
+
+
 def cli():
-    """main for the shell: a user's mistake is one line, and exit status 2 for a wrong flag, 1 for the rest"""
+    """main for the shell: a user's mistake is one line, with TRACEBACK=1 all of it. The exit status
+    is 2 for a wrong flag, 1 for another mistake, 130 after a Ctrl-C."""
     status = 2
-    try: config = parse(sys.argv[1:]); status = 1; run(config); sys.stdout.flush(); return
-    except KeyboardInterrupt: error, status = 'stopped', 130
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); sys.exit(1)  # `| head` has seen enough
-    except (MemoryError, RuntimeError) as e:
-        if not out_of_memory(e): raise
-        error = f'out of memory ({files.first_line(e)[:200]}): lower --num_samples, --max_new_tokens or --batch_size'
-    except (ValueError, OSError) as e: error = ' '.join(str(e).split()) or type(e).__name__
-    if os.environ.get('TRACEBACK'): raise
-    print(f'\nsample.py: {error}' if status == 130 else f'sample.py: {error}', file=sys.stderr)
-    sys.exit(status)
+    try:
+        config = parse(sys.argv[1:])
+        status = 1
+        run(config)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as e:
+        message = what_went_wrong(e)
+        if not message or os.environ.get('TRACEBACK'):
+            raise
+        if isinstance(e, KeyboardInterrupt):
+            status = 130
+            print(file=sys.stderr)
+        print(f'sample.py: {message}', file=sys.stderr)
+        sys.exit(status)
+
 
 if __name__ == '__main__':
     signal.signal(signal.SIGINT, signal.default_int_handler)

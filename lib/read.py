@@ -1,4 +1,4 @@
-"""Reads a text with an encoder: labels, vectors, answers."""
+"""Reads texts with an encoder: their labels, their vectors, answers that they give."""
 import json
 import os
 import sys
@@ -8,93 +8,238 @@ import torch
 from torch.nn import functional as F
 
 from data import files
+from data import metrics
 from lib import models
 from lib.checkpoint import load_checkpoint
-from lib.inputs import coded, file_of, in_batches, inputs, read_prompt, report
+from lib.inputs import Columns
+from lib.inputs import make_rows
+from lib.inputs import map_batches
+from lib.inputs import model_file
+from lib.inputs import read_examples
+from lib.inputs import read_prompt
+from lib.inputs import report
+
+TO_COMPARE = 10  # texts whose vectors are compared with each other, at most
 
 
-def trained_on(config):
-    """-> the columns of the examples that a run was trained on, with ? where some lacked it; [] if nothing tells"""
+# ---- labels
+
+def weights_path(config):
+    """Where the weights come from that were trained last."""
+    return config.lora or config.init_from or config.out_dir
+
+
+def trained_columns(config):
+    """The columns of the examples that a run was trained on, with ? where some lacked it.
+    -> list of names, [] if nothing tells"""
     for path in (config.lora, config.init_from or config.out_dir):
-        if os.path.isdir(path): path = '' if os.path.exists(os.path.join(path, 'config.json')) else os.path.join(path, 'ckpt.pt')
-        if os.path.isfile(path): return load_checkpoint(path).get('columns', '').split()
+        if os.path.isdir(path):
+            if os.path.exists(os.path.join(path, 'config.json')):
+                continue  # a Hugging Face folder
+            path = os.path.join(path, 'ckpt.pt')
+        if os.path.isfile(path):
+            return load_checkpoint(path).get('columns', '').split()
     return []
 
 
-def classify(model, tokenizer, config):
-    """Of each text the label and their probabilities, a value (regression), a tag for each word, or the right choice."""
-    file, kind, labels = file_of(model), model.config.kind, getattr(model.config, 'labels', '')
-    known, path = trained_on(config) if kind == 'labelled' else [], config.lora or config.init_from or config.out_dir
-    columns = dict(labelled='text text_b' if 'text_b' in known else 'text text_b?', tagged='tokens*', choice='text choices*')[kind]
-    names = json.loads(labels) if labels else [str(i) for i in range(model.config.n_labels)]
-    try: examples = inputs('classify', config.classify, columns)
-    except ValueError as e: raise ValueError(f'{e} ({path} was trained on pairs of texts)' if 'text_b' in known else e) from None
-    if odd := [e['text'] for e in examples if 'text_b' in e and known and not {'text_b', 'text_b?'} & {*known}]:
-        raise ValueError(f'--classify={config.classify}: {odd[0][:40]!r} has a "text_b", but {path} was trained on single texts: leave it out')
-    rows, c = coded(model, tokenizer, [dict(e, label=0, tags=[0] * len(e.get('tokens', ()))) for e in examples])
-    def work(arrays, rows):
-        if kind == 'tagged': return [[names[i] for i in r['prediction']] for r in models.rows_of(file, kind).predict(model, arrays, rows, tokenizer)]
-        y = model.logits(*arrays[:-1]).float()                             # (B, classes), (B, 1) or (B, choices)
-        return y[:, 0].tolist() if kind == 'labelled' and not names else y.softmax(-1).tolist()
-    records = []
-    for e, y in zip(examples, in_batches(model, c, rows, config.batch_size, work)):
-        e = {k: e[k] for k in ('text', 'text_b', 'tokens', 'choices') if k in e}
-        records.append(dict(e, prediction=y))
-        if kind == 'tagged' or kind == 'labelled' and not names: continue
-        y = dict(sorted(zip(names if kind == 'labelled' else range(len(e['choices'])), y), key=lambda pair: -pair[1]))
-        records[-1].update(prediction=next(iter(y)), probabilities=y)
-    def shown(r):
-        if kind == 'tagged': return '\n'.join(map('{}\t{}'.format, r['tokens'], r['prediction'])) + '\n' * (len(records) > 1)
-        best = [f'{r["choices"][n] if kind == "choice" else n} {p:.4f}' for n, p in r.get('probabilities', {}).items()]
-        return '\t'.join([', '.join(best[:config.top]) or f'{r["prediction"]:.4f}', *(r[k] for k in ('text', 'text_b') if k in r)])
-    return report(records, config, shown)
+def texts_to_label(config):
+    """The examples of --classify for a model of kind labelled. Raises ValueError if it was trained
+    on pairs and gets single texts, or the other way round."""
+    known = trained_columns(config)
+    path = weights_path(config)
+    if 'text_b' in known:
+        try:
+            return read_examples('classify', config.classify, Columns(('text', 'text_b')))
+        except ValueError as e:
+            raise ValueError(f'{e} ({path} was trained on pairs of texts)') from None
+    columns = Columns(('text',), optional=('text_b',))
+    examples = read_examples('classify', config.classify, columns)
+    if known and 'text_b?' not in known:
+        for example in examples:
+            if 'text_b' in example:
+                raise ValueError(f'--classify={config.classify}: {example["text"][:40]!r} has a '
+                                 f'"text_b", but {path} was trained on single texts: leave it out')
+    return examples
 
+
+def classify(model, tokenizer, config):
+    """Of each text the label and the probabilities of all, or a value (regression), a tag for each
+    word, or the right choice."""
+    kind = model.config.kind
+    labels = getattr(model.config, 'labels', '')
+    if labels:
+        labels = json.loads(labels)  # [] for regression
+    else:
+        labels = [str(i) for i in range(model.config.n_labels)]
+    if kind == 'labelled':
+        examples = texts_to_label(config)
+    elif kind == 'tagged':
+        columns = Columns(('tokens',), lists=('tokens',))
+        examples = read_examples('classify', config.classify, columns)
+    else:
+        columns = Columns(('text', 'choices'), lists=('choices',))
+        examples = read_examples('classify', config.classify, columns)
+    given = [dict(example, label=0, tags=[0] * len(example.get('tokens', ())))
+             for example in examples]
+    rows, c = make_rows(model, tokenizer, given)
+    is_value = kind == 'labelled' and not labels
+    functions = models.rows_of(model_file(model), kind)
+
+    def read(arrays, rows):
+        """-> for each row its tags, its value, or its probabilities"""
+        if kind == 'tagged':
+            found = functions.predict(model, arrays, rows, tokenizer)
+            return [[labels[i] for i in row['prediction']] for row in found]
+        y = model.logits(*arrays[:-1]).float()  # (B, classes) or (B, choices)
+        if is_value:
+            return y[:, 0].tolist()
+        return y.softmax(-1).tolist()
+
+    records = []
+    for example, y in zip(examples, map_batches(read, model, c, rows, config.batch_size)):
+        record = {name: example[name] for name in ('text', 'text_b', 'tokens', 'choices')
+                  if name in example}
+        if kind == 'tagged' or is_value:
+            record['prediction'] = y
+        else:
+            names = labels if kind == 'labelled' else range(len(example['choices']))
+            best_first = sorted(zip(names, y), key=lambda pair: -pair[1])
+            record['prediction'] = best_first[0][0]
+            record['probabilities'] = dict(best_first)
+        records.append(record)
+
+    def show(record):
+        if kind == 'tagged':
+            return show_tags(record, len(records) > 1)
+        return show_label(record, config.top)
+
+    return report(records, config, show)
+
+
+def show_tags(record, many):
+    """A word and its tag on each line. many: there are other texts, so an empty line follows."""
+    lines = [f'{token}\t{tag}' for token, tag in zip(record['tokens'], record['prediction'])]
+    text = '\n'.join(lines)
+    if many:
+        text += '\n'
+    return text
+
+
+def show_label(record, top):
+    """The `top` likeliest labels or choices, or the value, and the text."""
+    best = []
+    for label, p in list(record.get('probabilities', {}).items())[:top]:
+        if 'choices' in record:
+            label = record['choices'][label]
+        best.append(f'{label} {p:.4f}')
+    parts = [', '.join(best) or f'{record["prediction"]:.4f}']
+    parts += [record[name] for name in ('text', 'text_b') if name in record]
+    return '\t'.join(parts)
+
+
+# ---- vectors
 
 def embed(model, tokenizer, config):
-    """A vector a text: the mean of the last hidden states of its tokens, [CLS] and [SEP] counted, or that of [CLS]. Of lines
-    with "text_b" the cosine of each pair, and how it goes with "label" if that is there (semantic similarity, STS-B)."""
-    from data import metrics
-    records = inputs('embed', config.embed, 'text text_b?')
-    pairs = all('text_b' in row for row in records)
-    texts = [row[side] for side in ('text', 'text_b')[:1 + pairs] for row in records]
-    if not config.out and not pairs and not 1 < len(texts) <= 10:
-        raise ValueError(f'--embed of {len(texts)} texts: give --out=vectors.npy (without it 2 to 10 texts are compared)')
-    rows, c = coded(model, tokenizer, [dict(text=t, label=0) for t in texts], kind='labelled')
-    def work(arrays, rows):
-        x, mask = model.hidden(*arrays[:-1]).float(), arrays[2]            # (B, T, C), (B, T) bool or (B, 0): no padding
-        if config.pool == 'cls': x = x[:, 0]
-        else: x = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True) if mask.size(1) else x.mean(1)
-        return (F.normalize(x, dim=-1) if config.normalize else x).cpu()
-    vectors = torch.stack(in_batches(model, c, rows, config.batch_size, work))                 # (texts, C)
+    """A vector for each text: the mean of the last hidden states of its tokens, [CLS] and [SEP]
+    counted, or that of [CLS]. Without --out, how similar the texts are."""
+    examples = read_examples('embed', config.embed, Columns(('text',), optional=('text_b',)))
+    pairs = all('text_b' in example for example in examples)
+    texts = [example['text'] for example in examples]
+    if pairs:
+        texts = [example[side] for side in ('text', 'text_b') for example in examples]
+    if not config.out and not pairs and not 1 < len(texts) <= TO_COMPARE:
+        raise ValueError(f'--embed of {len(texts)} texts: give --out=vectors.npy '
+                         f'(without it 2 to {TO_COMPARE} texts are compared)')
+    given = [dict(text=text, label=0) for text in texts]
+    rows, c = make_rows(model, tokenizer, given, kind='labelled')
+
+    def pooled(arrays, rows):
+        x = model.hidden(*arrays[:-1]).float()  # (B, T, C)
+        mask = arrays[2]  # (B, T) bool; (B, 0): no padding
+        if config.pool == 'cls':
+            x = x[:, 0]
+        elif mask.size(1):
+            x = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        else:
+            x = x.mean(1)
+        if config.normalize:
+            x = F.normalize(x, dim=-1)
+        return x.cpu()
+
+    vectors = torch.stack(map_batches(pooled, model, c, rows, config.batch_size))  # (texts, C)
     if config.out:
         files.write_atomic(config.out, lambda f: np.save(f, vectors.numpy()))
         print(f'{config.out}: {len(vectors)} vectors of {vectors.size(1)} float32', file=sys.stderr)
         return dict(vectors=vectors.numpy())
     if pairs:
-        for row, cosine in zip(records, F.cosine_similarity(*vectors.chunk(2)).tolist()): row['cosine'] = cosine
-        result = report(records, config, lambda r: f'{r["cosine"]:7.4f}   {r["text"]} | {r["text_b"]}')
-        if all(isinstance(row.get('label'), (int, float)) for row in records) and len(records) > 1:
-            result |= metrics.correlations([row['cosine'] for row in records], [row['label'] for row in records])
-            print(f'cosine and label: Spearman {result["spearman"]:.4f}, Pearson {result["pearson"]:.4f}', file=sys.stderr)
-        return result
-    alike = F.normalize(vectors, dim=-1) @ F.normalize(vectors, dim=-1).t()                    # cosines
-    return report([dict(text=t, cosines=row) for t, row in zip(texts, alike.tolist())], config,
-                  lambda r: ' '.join(f'{v:7.4f}' for v in r['cosines']) + '   ' + r['text'])
+        return compare_pairs(examples, vectors, config)
+    return compare_all(texts, vectors, config)
 
+
+def compare_pairs(examples, vectors, config):
+    """The cosine of each pair of texts, and its correlation with "label" if that is there (semantic
+    similarity, STS-B). vectors: (2 pairs, C), all first texts and then all second ones"""
+    cosines = F.cosine_similarity(*vectors.chunk(2)).tolist()
+    records = [dict(example, cosine=cosine) for example, cosine in zip(examples, cosines)]
+
+    def show(record):
+        return f'{record["cosine"]:7.4f}   {record["text"]} | {record["text_b"]}'
+
+    result = report(records, config, show)
+    labels = [record.get('label') for record in records]
+    if len(labels) > 1 and all(isinstance(label, (int, float)) for label in labels):
+        result |= metrics.correlations(cosines, labels)
+        print(f'cosine and label: Spearman {result["spearman"]:.4f}, '
+              f'Pearson {result["pearson"]:.4f}', file=sys.stderr)
+    return result
+
+
+def compare_all(texts, vectors, config):
+    """The cosine of each text with each. vectors: (texts, C)"""
+    unit = F.normalize(vectors, dim=-1)
+    cosines = (unit @ unit.t()).tolist()
+    records = [dict(text=text, cosines=row) for text, row in zip(texts, cosines)]
+
+    def show(record):
+        return ' '.join(f'{v:7.4f}' for v in record['cosines']) + '   ' + record['text']
+
+    return report(records, config, show)
+
+
+# ---- answers
 
 def answer(model, tokenizer, config):
-    """The best span of the context for each question, and the next ones that other windows of it give. The score is the
-    sum of the logits of its start and end, less those of no answer if the model knows that."""
-    if not (config.question and config.context): raise ValueError('--answer needs --question=TEXT and --context=TEXT or FILE')
-    questions = [row['question'] for row in inputs('question', config.question, 'question')]
-    context = read_prompt('FILE:' * os.path.isfile(config.context) + config.context, 'context')
-    rows, c = coded(model, tokenizer, [dict(context=context, question=q) for q in questions])
-    rows_of = models.rows_of(file_of(model), c.kind)
-    work = lambda arrays, rows: rows_of.predict(model, arrays, rows, tokenizer)
-    found = sorted(in_batches(model, c, rows, config.batch_size, work), key=lambda r: -r['score'])
-    best = [{} for _ in questions]
-    for r in found: best[r['index']].setdefault(r['prediction'], r['score'])                   # windows overlap: once each
-    records = [dict(question=q, answers=[dict(text=t, score=s) for t, s in [*b.items()][:config.top]])
-               for q, b in zip(questions, best)]
-    return report(records, config, lambda r: '\n'.join([r['question']] * (len(records) > 1) + [
-        f'{a["score"]:8.3f}  {a["text"] or "(no answer)"}' for a in r['answers']]))
+    """The best span of the context for each question, and the next ones that other windows of the
+    context give. The score is the sum of the logits of its start and end, less those of no answer
+    if the model knows that."""
+    if not (config.question and config.context):
+        raise ValueError('--answer needs --question=TEXT and --context=TEXT or FILE')
+    examples = read_examples('question', config.question, Columns(('question',)))
+    questions = [example['question'] for example in examples]
+    path = f'FILE:{config.context}' if os.path.isfile(config.context) else config.context
+    context = read_prompt(path, 'context')
+    given = [dict(context=context, question=question) for question in questions]
+    rows, c = make_rows(model, tokenizer, given)
+    predict = models.rows_of(model_file(model), c.kind).predict
+
+    def spans(arrays, rows):
+        return predict(model, arrays, rows, tokenizer)
+
+    found = map_batches(spans, model, c, rows, config.batch_size)
+    best = [{} for _ in questions]  # text -> score, the best first
+    for row in sorted(found, key=lambda row: -row['score']):
+        best[row['index']].setdefault(row['prediction'], row['score'])  # windows overlap: once each
+    records = []
+    for question, scores in zip(questions, best):
+        answers = [dict(text=text, score=score) for text, score in scores.items()]
+        records.append(dict(question=question, answers=answers[:config.top]))
+
+    def show(record):
+        lines = []
+        if len(records) > 1:
+            lines.append(record['question'])
+        for found in record['answers']:
+            lines.append(f'{found["score"]:8.3f}  {found["text"] or "(no answer)"}')
+        return '\n'.join(lines)
+
+    return report(records, config, show)

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 import bpe, gpt, sample, train
 from data import text
-from lib import chat, show
+from lib import chat, show, talk as talk_of
 from test_gpt import CASES, build
 
 BYTE = bpe.byte()
@@ -398,13 +398,13 @@ def test_old_messages_are_forgotten(tuned, monkeypatch, capsys):
     model, tokenizer = train.load_model(tuned)
     settings = sample.Config(max_new_tokens=20)
     said = talk('a' * 30, 'b' * 20, 'c' * 10, 'd' * 10, 'e', system='f')
-    ids = sample.heard(model, tokenizer, said, settings)                   # 82 ids of 96, and 20 to come
+    ids = talk_of.conversation_ids(model, tokenizer, said, settings)                   # 82 ids of 96, and 20 to come
     assert said == talk('c' * 10, 'd' * 10, 'e', system='f') and ids == chat.chat(said, tokenizer, model.config)
     assert 'forgotten' in capsys.readouterr().err
     settings = dataclasses.replace(settings, max_new_tokens=10 ** 6)       # at most half is kept free
-    assert len(sample.heard(model, tokenizer, said, settings)) == 29
+    assert len(talk_of.conversation_ids(model, tokenizer, said, settings)) == 29
     alone = talk('x' * 200)
-    assert len(sample.heard(model, tokenizer, alone, settings)) == 203 and alone == talk('x' * 200)
+    assert len(talk_of.conversation_ids(model, tokenizer, alone, settings)) == 203 and alone == talk('x' * 200)
     monkeypatch.setattr(sys, 'stdin', io.StringIO('Hello, I am Bob.\n' + 'Who am I?\n' * 8))
     result = ask(tuned, '--interactive')                                   # goes on past the window
     assert len(result['texts']) == 9 and len(result['messages']) < 10

@@ -8,6 +8,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import bert, bpe, gpt, sample, t5, train
 from lib.models import layout_of
+from lib import fill as gaps, generate as generating, score as scoring, talk
 
 transformers = pytest.importorskip('transformers')
 torch.set_num_threads(1)
@@ -60,7 +61,7 @@ def run_folder(text_model, tmp_path_factory): return save(tmp_path_factory.mktem
 
 @pytest.mark.parametrize('kind,least', [('gpt2', 2 ** 17), ('llama', 2 ** 17), ('gpt2', 0)])
 def test_greedy_equals_transformers(kind, least, monkeypatch):
-    monkeypatch.setattr(sample.Packed, 'least', least)                    # 0: the matrices of this tiny model too
+    monkeypatch.setattr(generating.Packed, 'least', least)                    # 0: the matrices of this tiny model too
     model, limit = theirs(kind, 41), 41
     ids = ids_of(3, 5)
     expected = model.generate(ids, max_new_tokens=limit - 5, min_new_tokens=limit - 5, do_sample=False, pad_token_id=0)
@@ -108,7 +109,7 @@ def test_rows_are_independent_and_a_common_prompt_is_computed_once():
 def test_packed_layer_is_a_linear_layer(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.nn.functional, 'linear', lambda *a, real=torch.nn.functional.linear: calls.append(a[1].shape) or real(*a))
-    monkeypatch.setattr(sample.Packed, 'least', 0)
+    monkeypatch.setattr(generating.Packed, 'least', 0)
     torch.manual_seed(0)
     for bias in (True, False):
         layer, x = torch.nn.Linear(301, 443, bias=bias), calls.clear()
@@ -137,14 +138,14 @@ def test_state_of_the_model_comes_back():
     for _ in sample.stream(mine, ids_of(1, 3), 4):
         assert mine.training and torch.is_grad_enabled()
     assert mine.training and torch.equal(before, torch.random.get_rng_state())
-    assert all(type(m) is not sample.Packed for m in mine.modules())
+    assert all(type(m) is not generating.Packed for m in mine.modules())
 
 
 def test_compiled_step_is_the_eager_one(monkeypatch):
     """One graph without a break, for two prompts of different lengths."""
     real = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda f, **kw: real(f, backend='eager', fullgraph=kw['fullgraph'], dynamic=kw['dynamic']))
-    sample.compiled.cache_clear()
+    generating.compiled.cache_clear()
     monkeypatch.setattr(sample.sys, 'stderr', io.StringIO())
     mine = ours(theirs(limit=41))
     for T in (4, 7):
@@ -155,10 +156,10 @@ def test_compiled_step_is_the_eager_one(monkeypatch):
         def call(*args): raise RuntimeError('no compiler')
         return call
     monkeypatch.setattr(torch, 'compile', broken)
-    sample.compiled.cache_clear()
+    generating.compiled.cache_clear()
     assert torch.equal(sample.generate(mine, ids_of(2, 4), 9, compile=True, temperature=0), sample.generate(mine, ids_of(2, 4), 9, temperature=0))
     assert 'no compiler' in sample.sys.stderr.getvalue()
-    sample.compiled.cache_clear()
+    generating.compiled.cache_clear()
 
 # ---------------------------------------------------------------------------------------------------- sampling
 
@@ -266,16 +267,16 @@ def test_any_model_with_the_protocol():
 def test_text_that_is_shown_never_breaks():
     tokenizer, text = bpe.byte(), 'aé€😀 stop sto'
     ids, shown = tokenizer.encode(text), []
-    for n in range(len(ids) + 1): shown.append(sample.visible(tokenizer, [65], ids[:n], '', False)[0])
+    for n in range(len(ids) + 1): shown.append(talk.visible(tokenizer, [65], ids[:n], '', False)[0])
     assert shown[:5] == ['', 'a', 'a', 'aé', 'aé'] and shown[-1] == text and all(b.startswith(a) for a, b in zip(shown, shown[1:]))
-    assert sample.visible(tokenizer, [], ids[:2], '', True) == ('a\ufffd', False)
-    assert sample.visible(tokenizer, [], [200, 97], '', False) == ('\ufffda', False)          # a byte that begins nothing
-    assert sample.visible(tokenizer, [], ids, 'stop', False) == ('aé€😀 ', True)
+    assert talk.visible(tokenizer, [], ids[:2], '', True) == ('a\ufffd', False)
+    assert talk.visible(tokenizer, [], [200, 97], '', False) == ('\ufffda', False)          # a byte that begins nothing
+    assert talk.visible(tokenizer, [], ids, 'stop', False) == ('aé€😀 ', True)
     for n in range(len(ids)):
-        text_n, ended = sample.visible(tokenizer, [], ids[:n], 'stop', False)
+        text_n, ended = talk.visible(tokenizer, [], ids[:n], 'stop', False)
         assert 'aé€😀 '.startswith(text_n) or ended
-    assert sample.visible(tokenizer, [], tokenizer.encode('xx sto'), 'stop', False) == ('xx ', False)
-    assert sample.visible(tokenizer, [], tokenizer.encode('xx sto'), 'stop', True) == ('xx sto', False)
+    assert talk.visible(tokenizer, [], tokenizer.encode('xx sto'), 'stop', False) == ('xx ', False)
+    assert talk.visible(tokenizer, [], tokenizer.encode('xx sto'), 'stop', True) == ('xx sto', False)
 
 
 def call(capsys, *argv):
@@ -391,6 +392,25 @@ def test_shell_and_a_copied_model_file(text_model, tmp_path):
         bad = shell(*argv)
         assert bad.returncode == status and bad.stdout == '' and bad.stderr.startswith('sample.py: ') and bad.stderr.count('\n') == 1
 
+
+def test_help_is_short_and_help_all_has_every_flag(capsys, monkeypatch):
+    fields = [f.name for f in dataclasses.fields(sample.Config)]
+    assert set(sample.MAIN_FLAGS) < set(fields)
+    for argv, names in ((['--help'], sample.MAIN_FLAGS), (['-h'], sample.MAIN_FLAGS), (['--help=all'], fields)):
+        with pytest.raises(SystemExit) as e: sample.parse(argv)
+        out = capsys.readouterr().out
+        listed = [line.split('=')[0].strip() for line in out.splitlines() if line.startswith('  --')]
+        assert e.value.code == 0 and sorted(listed) == sorted('--' + n for n in names) and max(map(len, out.splitlines())) <= 100
+        assert (f'--help=all lists all {len(fields)} flags' in out and len(out.splitlines()) <= 45) == (argv != ['--help=all']), out
+    assert all(text for _, text, _ in sample.fields_of(sample.Config))
+
+
+def test_traceback_shows_where_a_mistake_was_noticed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['sample.py', f'--out_dir={tmp_path}/none', '--device=cpu'])
+    with pytest.raises(SystemExit): sample.cli()
+    monkeypatch.setenv('TRACEBACK', '1')
+    with pytest.raises(FileNotFoundError, match='no run in'): sample.cli()
+
 # ---------------------------------------------------------------------------------------------------- evaluation
 
 def logp(model, ids):
@@ -492,21 +512,21 @@ def test_scores_do_not_depend_on_the_batch(byte_pair):
 def test_boundary_inside_a_token():
     """Where a merge crosses from query to choice, the scored part begins with the merged token."""
     tokenizer = bpe.train(['abab abab abab '] * 50, 256 + 105 + 4)
-    ids, n = sample.scored_row(tokenizer, 'ab a', 'bab', '', 64)
+    ids, n = scoring.scored_row(tokenizer, 'ab a', 'bab', '', 64)
     assert ids == tokenizer.encode('ab abab') and 1 <= n < len(ids) and tokenizer.decode(ids[-n:]).endswith('bab')
-    ids, n = sample.scored_row(tokenizer, 'x y', 'z', ' ', 64)
+    ids, n = scoring.scored_row(tokenizer, 'x y', 'z', ' ', 64)
     assert tokenizer.decode(ids) == 'x y z' and tokenizer.decode(ids[-n:]) == ' z'
-    ids, n = sample.scored_row(bpe.byte(), 'ab  ', 'cd', ' ', 64)          # white space belongs to what is scored
+    ids, n = scoring.scored_row(bpe.byte(), 'ab  ', 'cd', ' ', 64)          # white space belongs to what is scored
     assert bytes(ids) == b'ab  cd' and n == 4
-    ids, n = sample.scored_row(bpe.byte(), 'abcdefgh', 'ij', ' ', 5)       # five are seen, and the last one is a target
+    ids, n = scoring.scored_row(bpe.byte(), 'abcdefgh', 'ij', ' ', 5)       # five are seen, and the last one is a target
     assert bytes(ids) == b'fgh ij' and n == 3
-    assert bytes(sample.scored_row(bpe.byte(), 'ab', ' cd', ' ', 64)[0]) == b'ab cd'
-    ids, n = sample.scored_row(bpe.byte(), '', 'ij', ' ', 64)
+    assert bytes(scoring.scored_row(bpe.byte(), 'ab', ' cd', ' ', 64)[0]) == b'ab cd'
+    ids, n = scoring.scored_row(bpe.byte(), '', 'ij', ' ', 64)
     assert ids == [bpe.byte().eot, *b'ij'] and n == 2
 
 
 @pytest.mark.parametrize('line,message', [
-    ('{"query": "a"', 'not JSON'), ('[' * 100_000, 'not JSON'), ('[1]', 'a list'), ('{"query": "a"}', 'has query'), ('{"query": "a", "choices": "bc", "gold": 0}', 'no list of texts'),
+    ('{"query": "a"', 'not JSON'), ('[' * 100_000, 'not JSON'), ('[1]', 'a list'), ('{"query": "a"}', 'has query'), ('{"query": "a", "choices": "bc", "gold": 0}', 'is not a list of texts'),
     ('{"query": "a", "choices": ["b", "c"], "gold": 2}', '"gold" is 2 with 2 choices'), ('{"query": "a", "choices": ["b", "c"], "gold": "b"}', "\"gold\" is 'b'"),
     ('{"context": "a", "continuation": ""}', 'expected {"query"'), ('{"query": "a", "choices": ["b", "' + 'c' * 30 + '"], "gold": 0}', 'model sees 23')])
 def test_malformed_items(byte_pair, tmp_path, line, message):
@@ -566,12 +586,12 @@ def test_a_file_of_gaps_and_the_places_of_fillings(hf, tmp_path, capsys):
         assert json.loads(capsys.readouterr().out) == alone
         assert alone['masks'][0][0]['probability'] == pytest.approx(r['masks'][0][0]['probability'], abs=1e-5) and alone['text'] == r['text']
     wordpiece, gpt2 = train.load_model(folder)[1], bpe.train(['the town is good and the film is not '] * 40, 256 + 105 + 20)
-    def join(tokenizer, parts, *pieces): return sample.fitted(tokenizer, parts, list(pieces))
+    def join(tokenizer, parts, *pieces): return gaps.join(tokenizer, parts, list(pieces))
     assert join(wordpiece, ['of ', ' is ', '.'], ' france', 's') == 'of france iss.' and join(wordpiece, ['well-', ''], ' known') == 'well-known'
     assert join(gpt2, ['of ', ' is'], ' france') == 'of france is' and join(gpt2, ['of ', ' is'], 'ten') == 'often is' and join(gpt2, ['', ' is'], ' it') == 'it is'
     assert join(bpe.byte(), ['of ', ''], 'f') == 'of f' and join(bpe.byte(), ['a', 'b'], ' ') == 'a b'
-    assert sample.tight(gpt2, 'of [M] is', r'\[M\]') == 'of[M] is' and sample.tight(bpe.byte(), 'of [M]', r'\[M\]') == 'of [M]'
-    assert sample.after(wordpiece, [WORDS.index('##s')], 4) == 's' and sample.after(wordpiece, [WORDS.index('the')], 4) == ' the'
+    assert gaps.give_space_to_gap(gpt2, 'of [M] is', r'\[M\]') == 'of[M] is' and gaps.give_space_to_gap(bpe.byte(), 'of [M]', r'\[M\]') == 'of [M]'
+    assert gaps.text_after(wordpiece, [WORDS.index('##s')], 4) == 's' and gaps.text_after(wordpiece, [WORDS.index('the')], 4) == ' the'
 
 
 def encoder(tmp_path, kind, tokenizer, name='run', **more):
