@@ -406,7 +406,7 @@ def stage_train():
             found[f'train gpt-ranks of rank {rank}'] = dict(result=f'ended with status {status}')
     for family in FAMILIES:
         found[f'help {family}'] = captured(lambda: train.main([f'--model={family}', '--help']))
-    found['help sample'] = captured(lambda: sample.main(['--help']))
+    found['help sample'] = captured(lambda: sample.main(['--help=all']))
     return found
 
 
