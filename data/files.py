@@ -1,127 +1,232 @@
-"""
-Files that may come from anywhere: JSON, safetensors, torch.save, folders in the Hugging Face layout.
+"""Files that may come from anywhere: JSON, safetensors, torch.save, Hugging Face's folders.
 
-Nothing in a file runs, nothing takes more memory than the file is large, and whatever is wrong with one is a ValueError
-of one line with its name. Written files appear whole or not at all. The safetensors format: 8 bytes with the length of
-a header, the header (JSON: dtype, shape and place of each tensor), then the bytes of the tensors.
+Nothing in a file runs, nothing takes more memory than the file is large, and whatever is wrong with
+one is a ValueError of one line with its name. Written files appear whole or not at all.
+
+The safetensors format: 8 bytes with the length of a header, the header (JSON: dtype, shape and
+place of each tensor), then the bytes of the tensors.
 """
-import contextlib, io, json, math, os, zipfile
+import contextlib
+import io
+import json
+import math
+import os
+import zipfile
 
 import numpy as np
 import torch
 
+SAFE = {
+    'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16,
+    'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8,
+    'U8': torch.uint8, 'BOOL': torch.bool,
+}
+MOST_HEADER = 100_000_000   # bytes, as the format allows
+
+
 def write_atomic(path, write):
-    "write(file) to a temporary name, flush it to the disk, rename it: `path` is always whole, the old one or the new"
+    """Calls write(file) on a temporary file, flushes it to the disk and renames it to path.
+
+    So path is always whole: the old file or the new one.
+    """
     tmp = path + '.tmp'
     try:
         with open(tmp, 'wb') as f:
-            write(f); f.flush(); os.fsync(f.fileno())
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(tmp, path)
     except BaseException:
-        with contextlib.suppress(OSError): os.remove(tmp)
+        with contextlib.suppress(OSError):
+            os.remove(tmp)
         raise
 
-SAFE = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
-        'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
 
 def first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, or the name of its type if it has none."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
 
 @contextlib.contextmanager
 def untrusted(path, but=()):
-    "files come from anywhere: whatever goes wrong while one is understood is a ValueError of one line with its name"
-    try: yield
-    except (OSError, *but): raise
+    """Turns whatever goes wrong while a file is understood into a ValueError with its name.
+
+    but: types of errors that pass, besides OSError. With TRACEBACK=1 the cause is kept.
+    """
+    try:
+        yield
+    except (OSError, *but):
+        raise
     except Exception as e:
         line = ' '.join(str(e).split())[:300]
-        if not isinstance(e, ValueError): line = f'damaged, or not what it should be ({type(e).__name__}: {line[:150]})'
-        cause = e if os.environ.get('TRACEBACK') else None
-        raise ValueError(line if str(path) in line else f'{path}: {line}') from cause
+        if not isinstance(e, ValueError):
+            line = f'damaged, or not what it should be ({type(e).__name__}: {line[:150]})'
+        if str(path) not in line:
+            line = f'{path}: {line}'
+        raise ValueError(line) from (e if os.environ.get('TRACEBACK') else None)
+
 
 def read_json(path):
+    """The JSON object in a file, a dict. Raises ValueError if there is something else."""
     with untrusted(path), open(path, encoding='utf-8') as f:
-        try: found = json.load(f)
-        except (ValueError, RecursionError): raise ValueError('not JSON') from None
-        if not isinstance(found, dict): raise ValueError(f'a {type(found).__name__}; expected a JSON object')
+        try:
+            found = json.load(f)
+        except (ValueError, RecursionError):
+            raise ValueError('not JSON') from None
+        if not isinstance(found, dict):
+            raise ValueError(f'a {type(found).__name__}; expected a JSON object')
         return found
 
+
+# ----------------------------------------------------------------------------------------- weights
+
 def read_pickle(path):
-    "torch.load of tensors and plain values: nothing in the file runs, and nothing is larger than the file"
+    """torch.load of tensors and plain values. Nothing in it runs, nothing is larger than it."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as z:
-            if any(member.compress_type for member in z.infolist()): raise ValueError('its members are compressed')
+            if any(member.compress_type for member in z.infolist()):
+                raise ValueError('its members are compressed')
         return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    with open(path, 'rb') as f: data = io.BytesIO(f.read())                # whose read() is no larger than the file
+    with open(path, 'rb') as f:
+        data = io.BytesIO(f.read())     # its read() gives no more than the file, whatever is asked
     return torch.load(data, map_location='cpu', weights_only=True)
 
+
 def are_weights(weights, path):
-    "tensors by name, as plain as they are when written, together no larger than the file (some may be shared)"
-    if not isinstance(weights, dict): raise ValueError(f'{path}: a {type(weights).__name__}; expected tensors by name')
-    for n, w in weights.items():
-        plain = isinstance(w, torch.Tensor) and w.layout == torch.strided and w.device.type == 'cpu'
-        if not isinstance(n, str) or not plain or w.dtype not in SAFE.values():
-            raise ValueError(f'{path}: {str(n)[:80]!r} is no plain tensor; expected tensors by name')
-    claim, size = sum(w.numel() * w.element_size() for w in weights.values()), os.path.getsize(path)
-    if claim > 8 * size: raise ValueError(f'{path}: its tensors claim {claim:,} bytes, the file has {size:,}')
+    """Returns weights if they are plain tensors by name, of a size that the file can have.
+
+    Raises ValueError if not. Tensors may share storage, so they may be up to 8 times the file.
+    """
+    if not isinstance(weights, dict):
+        raise ValueError(f'{path}: a {type(weights).__name__}; expected tensors by name')
+    for name, w in weights.items():
+        is_plain = isinstance(w, torch.Tensor) and w.layout == torch.strided
+        is_plain = is_plain and w.device.type == 'cpu' and w.dtype in SAFE.values()
+        if not isinstance(name, str) or not is_plain:
+            raise ValueError(f'{path}: {str(name)[:80]!r} is not a plain tensor; '
+                             'expected tensors by name')
+    claim = sum(w.numel() * w.element_size() for w in weights.values())
+    size = os.path.getsize(path)
+    if claim > 8 * size:
+        raise ValueError(f'{path}: its tensors claim {claim:,} bytes, the file has {size:,}')
     return weights
 
-def read_safetensors(path):
-    "the file's tensors by name. The format: 8 bytes of header length, a JSON header, buffers. ValueError if it lies"
-    size, wrong = os.path.getsize(path), lambda why: ValueError(f'{path}: not a safetensors file ({why})')
+
+def read_header(path):
+    """The header of a safetensors file and the place where the tensors' bytes begin."""
+    size = os.path.getsize(path)
     with open(path, 'rb') as f:
         n = int.from_bytes(f.read(8), 'little')
-        if size < 8 or n > min(size - 8, 100_000_000): raise wrong(f'a header of {n} bytes in {size} bytes')
-        try: header = json.loads(f.read(n))
-        except (ValueError, RecursionError): raise wrong('its header is no JSON') from None
-    if not isinstance(header, dict): raise wrong('its header is no JSON object')
+        if size < 8 or n > min(size - 8, MOST_HEADER):
+            raise not_safetensors(path, f'a header of {n} bytes in {size} bytes')
+        try:
+            header = json.loads(f.read(n))
+        except (ValueError, RecursionError):
+            raise not_safetensors(path, 'its header is not JSON') from None
+    if not isinstance(header, dict):
+        raise not_safetensors(path, 'its header is not a JSON object')
     header.pop('__metadata__', None)
-    try:                                             # in the order of their places
+    return header, 8 + n
+
+
+def not_safetensors(path, reason):
+    return ValueError(f'{path}: not a safetensors file ({reason})')
+
+
+def read_safetensors(path):
+    """The tensors of a safetensors file by name. Raises ValueError if its header does not fit."""
+    header, begin = read_header(path)
+    try:
         entries = []
-        for name, e in header.items():
-            a, b = e['data_offsets']
-            entries.append((a, b, name, SAFE[e['dtype']], tuple(e['shape'])))
-        entries.sort(key=lambda entry: entry[:2])
+        for name, entry in header.items():
+            start, end = entry['data_offsets']
+            entries.append((start, end, name, SAFE[entry['dtype']], tuple(entry['shape'])))
+        entries.sort(key=lambda entry: entry[:2])       # in the order of their places
     except (KeyError, TypeError, ValueError):
-        raise wrong("a tensor's entry lacks a known dtype, shape or data_offsets") from None
-    data, out, last = np.memmap(path, np.uint8, 'r', offset=8 + n) if size > 8 + n else np.zeros(0, np.uint8), {}, 0
-    for a, b, name, dtype, shape in entries:
-        numbers = all(type(x) is int and x >= 0 for x in (a, b, *shape))
-        if not numbers or a != last or b > len(data) or b - a != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f'{path}: tensor {name[:80]!r} of shape {str(list(shape))[:80]} claims bytes '
-                             f'{str(a)[:20]} to {str(b)[:20]} of {len(data)}; the file is cut short or corrupt')
-        flat = torch.frombuffer(bytearray(data[a:b]), dtype=dtype) if b > a else torch.empty(0, dtype=dtype)
-        with untrusted(path): out[name], last = flat.view(shape), b
-    if last != len(data): raise wrong(f'of {len(data)} bytes no tensor claims the last {len(data) - last}')
-    return out
+        reason = "a tensor's entry lacks a known dtype, shape or data_offsets"
+        raise not_safetensors(path, reason) from None
+    data = np.zeros(0, np.uint8)
+    if os.path.getsize(path) > begin:
+        data = np.memmap(path, np.uint8, 'r', offset=begin)
+    tensors = {}
+    last = 0                                            # where the tensor before has ended
+    for start, end, name, dtype, shape in entries:
+        fits = all(type(x) is int and x >= 0 for x in (start, end, *shape))
+        fits = fits and start == last and end <= len(data)
+        if not fits or end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f'{path}: tensor {name[:80]!r} of shape {str(list(shape))[:80]} '
+                             f'claims bytes {str(start)[:20]} to {str(end)[:20]} of {len(data)}; '
+                             'the file is cut short or corrupt')
+        flat = torch.empty(0, dtype=dtype)
+        if end > start:
+            flat = torch.frombuffer(bytearray(data[start:end]), dtype=dtype)
+        with untrusted(path):
+            tensors[name] = flat.view(shape)
+        last = end
+    if last != len(data):
+        reason = f'no tensor claims the last {len(data) - last} of {len(data)} bytes'
+        raise not_safetensors(path, reason)
+    return tensors
+
 
 def write_safetensors(path, tensors):
-    "tensors by name, of any device and layout; their bytes stand in the order given"
-    kinds, header, at = {v: k for k, v in SAFE.items()}, {'__metadata__': {'format': 'pt'}}, 0
+    """Writes tensors by name, of any device and layout; their bytes stand in the order given."""
+    names = {dtype: name for name, dtype in SAFE.items()}
+    header = {'__metadata__': {'format': 'pt'}}
+    end = 0
     for name, t in tensors.items():
-        start, at = at, at + t.numel() * t.element_size()
-        header[name] = dict(dtype=kinds[t.dtype], shape=list(t.shape), data_offsets=[start, at])
+        start = end
+        end += t.numel() * t.element_size()
+        header[name] = dict(dtype=names[t.dtype], shape=list(t.shape), data_offsets=[start, end])
     head = json.dumps(header).encode()
     head += b' ' * (-len(head) % 8)
+
     def write(f):
         f.write(len(head).to_bytes(8, 'little') + head)
         for t in tensors.values():
-            if t.numel(): f.write(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            if t.numel():
+                flat = t.detach().cpu().contiguous().reshape(-1)
+                f.write(flat.view(torch.uint8).numpy().tobytes())
+
     write_atomic(path, write)
 
+
+# ------------------------------------------------------------------------ Hugging Face's folders
+
+def read_bin(path):
+    """The tensors of a pytorch_model.bin by name."""
+    with untrusted(path):
+        return are_weights(read_pickle(path), path)
+
+
 def read_hf(folder):
-    "a folder in the Hugging Face layout -> its config (dict) and weights (dict of tensors)"
-    where = lambda name: os.path.join(folder, name)
-    config = read_json(where('config.json'))
-    def read_bin(path):
-        with untrusted(path): return are_weights(read_pickle(path), path)
+    """The config (dict) and weights (tensors by name) of a folder in the Hugging Face layout.
+
+    Raises FileNotFoundError if there are no weights or a shard is missing.
+    """
+    config = read_json(os.path.join(folder, 'config.json'))
     for name, read in (('model.safetensors', read_safetensors), ('pytorch_model.bin', read_bin)):
-        index = where(name + '.index.json')
+        index = os.path.join(folder, name + '.index.json')
         if os.path.exists(index):
-            with untrusted(index): names = sorted(set(read_json(index)['weight_map'].values()))
-        elif os.path.exists(where(name)): names = [name]
-        else: continue
-        ours = lambda n: isinstance(n, str) and os.path.basename(n) == n and os.path.exists(where(n))
-        if bad := [n for n in names if not ours(n)]:
-            raise FileNotFoundError(f'{folder}: the shard {bad[0]} is missing')
-        return config, {k: v for n in names for k, v in read(where(n)).items()}
-    raise FileNotFoundError(f'{folder}: has a config.json but neither model.safetensors nor pytorch_model.bin')
+            with untrusted(index):
+                names = sorted(set(read_json(index)['weight_map'].values()))
+        elif os.path.exists(os.path.join(folder, name)):
+            names = [name]
+        else:
+            continue
+        weights = {}
+        check_shards(folder, names)
+        for shard in names:
+            weights |= read(os.path.join(folder, shard))
+        return config, weights
+    raise FileNotFoundError(f'{folder}: has a config.json but neither model.safetensors '
+                            'nor pytorch_model.bin')
+
+
+def check_shards(folder, names):
+    """Raises FileNotFoundError if a shard that an index names is not a file of the folder."""
+    for name in names:
+        is_name = isinstance(name, str) and os.path.basename(name) == name
+        if not is_name or not os.path.exists(os.path.join(folder, name)):
+            raise FileNotFoundError(f'{folder}: the shard {name} is missing')

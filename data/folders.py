@@ -1,4 +1,4 @@
-"""Makes a prepared folder: it appears under its name when it is whole, and only one process makes it."""
+"""Makes a prepared folder: it appears when it is whole, and only one process makes it."""
 import contextlib
 import json
 import os
@@ -25,14 +25,14 @@ def wait_for(lock, out):
 
 
 def claim(out, new):
-    """Makes the temporary folder `new` and returns the open file that locks it; None if `out` exists.
+    """Makes the temporary folder `new`. Returns the open file that locks it; None if `out` exists.
 
     Raises FileExistsError if `out` is something else than a prepared folder.
     """
     while not os.path.exists(os.path.join(out, 'meta.json')):
         if os.path.lexists(out) and (not os.path.isdir(out) or os.listdir(out)):
-            raise FileExistsError(f'{out} exists and is not a prepared folder (it has no meta.json): '
-                                  'move it away, or pass another --out')
+            raise FileExistsError(f'{out} exists and is not a prepared folder '
+                                  '(it has no meta.json): move it away, or pass another --out')
         os.makedirs(new, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):    # renamed or removed just now: look again
             lock = open(os.path.join(new, '.lock'), 'w')

@@ -1,4 +1,4 @@
-"""Opens prepared folders: meta.json, whether the files are what it says, shards, mixtures of several.
+"""Opens prepared folders: reads meta.json and checks the files; also shards, and mixtures.
 
 A prepared folder may come from anywhere. So its meta.json is checked before names in it become
 paths and numbers in it become sizes. Shards are those of llm.c and modded-nanogpt,
@@ -18,10 +18,10 @@ from data.reading import EOT, SMALL_FILE
 from data.vocabulary import same_tokenizer
 
 SHARD_MAGIC = 20240520
-SHARD_HEADER = 1024         # bytes: int32[256] of (magic, version 1, number of tokens), then uint16 ids
+SHARD_HEADER = 1024         # bytes: int32[256] of (magic, version 1, number of tokens, 0, ...)
 
 
-# ------------------------------------------------------------------------------------ what meta.json may say
+# ------------------------------------------------------------------------- what meta.json may say
 
 def is_str(x):
     return isinstance(x, str)
@@ -96,8 +96,9 @@ def shard_tokens(path):
     count = header[2]
     wanted = SHARD_HEADER + 2 * count
     if size != wanted:
-        raise ValueError(f'{path}: {size:,} bytes, but its header says {wanted:,} ({count:,} tokens): '
-                         'it is truncated or damaged, so delete it and fetch it again')
+        raise ValueError(f'{path}: {size:,} bytes, but its header says {wanted:,} '
+                         f'({count:,} tokens): it is truncated or damaged, so delete it and '
+                         'fetch it again')
     return count
 
 
@@ -302,7 +303,7 @@ def title_of(meta):
 
 
 def mixed(parts, folder):
-    """The meta of a mixture of folders. Each part gets a title, which the names of its metrics have.
+    """The meta of a mixture of folders. Each part gets a title, for the names of its metrics.
 
     Raises ValueError if the parts have not one kind of data, one set of labels and one tokenizer.
     """

@@ -7,9 +7,9 @@ windows in an order of its own (a permutation that is computed place by place, n
 starts at an offset of its own, so that windows are not cut at the same places again.
 
     corpus = Corpus(folder, meta, 'train', seed=1)
-    draw, rng = corpus.rows([0, 1, 2, 3])           # the protocol's draw and rng for these four rows
-    draw(257, overlap=1)                            # (4, 257) token ids; windows advance by 256
-    rng.integers(0, 99, 5), rng.random(2, 3)        # (4, 5), (4, 2, 3): each row has its own stream
+    draw, rng = corpus.rows([0, 1, 2, 3])       # the protocol's draw and rng for these four rows
+    draw(257, overlap=1)                        # (4, 257) token ids; windows advance by 256
+    rng.integers(0, 99, 5), rng.random(2, 3)    # (4, 5), (4, 2, 3): each row has its own stream
 
 `training` and `validation` open what --data names: one folder, or a mixture of several (T5, Raffel
 et al. 2020, section 3.5.2).
@@ -151,7 +151,7 @@ class Corpus:
         self.tokens_per_row = round(sum(map(tokens_in, self.items)) / len(self.items))
 
     def places(self, numbers, n, stream):
-        """Row numbers -> places in 0..n-1, and epochs. Each epoch has all places, in its own order."""
+        """Row numbers -> places in 0..n-1, and epochs. Each epoch has its own order of places."""
         epoch, place = np.divmod(numbers, n)
         if not self.shuffle:
             return place, np.zeros_like(epoch)
@@ -274,7 +274,7 @@ class Mixture:
         return sum(map(len, self.parts))
 
     def owners(self, numbers):
-        """For each part that has some of these rows: (part, where they stand, their numbers in it)."""
+        """For each part with some of these rows: (part, where they stand, their numbers in it)."""
         period, i = np.divmod(numbers, self.period)
         part = self.part[i]
         own = period * self.counts[part] + self.place[i]

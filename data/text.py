@@ -60,7 +60,7 @@ from data.writing import (
 MOST_VALIDATION = 5e7       # bytes of text: 50 MB are enough for anyone
 
 
-# ----------------------------------------------------------------------------- your own files
+# ---------------------------------------------------------------------------------- your own files
 
 def prepare(source, tokenizer='bpe', vocab_size=8192, out=''):
     """Prepares your own text or examples. Returns the folder.
@@ -118,7 +118,7 @@ def kind_of_files(paths):
                      f'expected {expected}: {advice}')
 
 
-# ------------------------------------------------------------------------ from --data to a folder
+# ------------------------------------------------------------------------- from --data to a folder
 
 def names():
     """The data sets: the scripts beside this one that have a function prepare()."""
@@ -173,7 +173,7 @@ def resolve_name(data, name, task, tokenizer, vocab_size):
 
 
 def resolve_mixture(data, tokenizer, vocab_size):
-    """The folders of a mixture. Where each would train a vocabulary, that of the first serves all."""
+    """The folders of a mixture. A vocabulary that is trained for the first part serves all."""
     def is_there(part):
         return os.path.isdir(part) and is_prepared(part)
 
@@ -182,7 +182,8 @@ def resolve_mixture(data, tokenizer, vocab_size):
     for part in sorted(data.split('+'), key=lambda part: not is_there(part)):
         if not part:
             raise ValueError(f'--data={data}: '
-                             'expected names of data sets with a + between, like multi30k+summarize')
+                             'expected names of data sets with a + between, '
+                             'like multi30k+summarize')
         if shared and not is_there(part):
             folder = resolve(part, shared)
         else:
@@ -199,7 +200,7 @@ def resolve_mixture(data, tokenizer, vocab_size):
     return '+'.join(folders[part] for part in data.split('+'))
 
 
-# ------------------------------------------------------------------------ for the data sets' scripts
+# ---------------------------------------------------------------------- for the data sets' scripts
 
 def make(name, write, tokenizer, vocab_size, default='', out=''):
     """The folder data/NAME-TAG of a data set: found, or made now.

@@ -1,4 +1,4 @@
-"""Writes prepared folders: text as ids (train.bin, val.bin), examples as lines (train.jsonl, val.jsonl).
+"""Writes prepared folders: text as ids (train.bin, val.bin), examples as lines (train.jsonl, ...).
 
 Text passes through in pieces of a megabyte and is encoded on all cores. About a 20th of the
 documents or examples is for validation, picked by a hash of their text, so that copies stay on one
@@ -34,7 +34,7 @@ def for_validation(text, share):
     return int.from_bytes(digest, 'little') < share * 2 ** 64
 
 
-# ------------------------------------------------------------------------------- encoding on all cores
+# --------------------------------------------------------------------------- encoding on all cores
 
 def encode(tok, dtype, job):
     """Encodes a list of (piece, last, split), where split is 0 for training and 1 for validation.
@@ -102,7 +102,7 @@ class Split:
 
 
 def jobs(train, val, share, splits):
-    """Groups pieces to jobs of about a megabyte, lists of (piece, last, split), and counts documents.
+    """Groups pieces to jobs of about a megabyte, lists of (piece, last, split); counts documents.
 
     Without val, the hash of a document's first piece decides which split it belongs to.
     """
@@ -127,7 +127,7 @@ def jobs(train, val, share, splits):
 
 
 def make_tokenizer(tokenizer, vocab_size, tag, streams, total, source):
-    """The tokenizer for running text, and the bytes of text that it was trained on (0 if it was not).
+    """The tokenizer for running text, and the bytes that it was trained on (0 if it was not).
 
     Raises ValueError if there is no text, or the tokenizer has no end-of-text id.
     """
@@ -208,7 +208,7 @@ def blocks(f, dtype, start, stop):
 
 
 def recut(splits, tok, dtype):
-    """Makes val.bin the end of all the text, where documents were too few or too unequal to pick from.
+    """Makes val.bin the end of all the text, where documents are too few or unequal to pick from.
 
     The cut is the border between documents that is nearest to nine tenths of the tokens. If there
     is none between eight tenths and nearly the end, it goes through a document at nine tenths, as

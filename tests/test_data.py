@@ -184,7 +184,7 @@ def test_missing_and_unknown():
     refused(lambda: text.resolve('stdlib-verbs'), 'names, modules', '--data=stdlib-names')
     refused(lambda: text.resolve('shakespeare-x'), 'no tasks')
     refused(lambda: text.resolve('reading'), '--data=reading: no data set', kind=FileNotFoundError)
-    assert {'c4', 'fineweb', 'openwebtext', 'shakespeare', 'stdlib', 'wikitext'} <= set(text.names()) and not {'text', 'rows', 'download', 'reading', 'writing', 'opening', 'vocabulary'} & set(text.names())
+    assert {'c4', 'fineweb', 'openwebtext', 'shakespeare', 'stdlib', 'wikitext'} <= set(text.names()) and not {'text', 'rows', 'download', 'reading', 'writing', 'opening', 'vocabulary', 'folders'} & set(text.names())
 
 @pytest.fixture
 def made():
@@ -384,7 +384,8 @@ def test_messages_and_squad_columns():
     ([{'messages': [{'role': 'robot', 'content': 'a'}]}], ['line 1', '"role"']),
     ([GOOD['qa'] | {'answers': [{'text': 'owl', 'answer_start': 4}]}], ['line 1', 'at that place']),
     ([GOOD['qa'] | {'answers': [{'text': 'owl', 'answer_start': -8}]}], ['line 1', 'at that place']),
-    ([GOOD['qa'] | {'answers': 'owl'}], ['line 1', '"answers" is "owl"'])])
+    ([GOOD['qa'] | {'answers': 'owl'}], ['line 1', '"answers" is "owl"']),
+    ([GOOD['qa'] | {'answers': {'text': 'owl', 'answer_start': 3}}], ['line 1', '"answers" is {"text": "owl"'])])
 def test_bad_examples_are_refused(rows, words):
     refused(lambda: text.prepare(put('a.jsonl', lines(*rows)), 'byte'), 'a.jsonl', *words)
     assert not tree(text.HERE)
@@ -501,7 +502,7 @@ def test_bad_downloads(server):
     refused(lambda: text.download(server + 'missing', 'd/x.bin'), '404', '--source=FOLDER', kind=ConnectionError)
     refused(lambda: text.download('http://127.0.0.1:9/x', 'd/x.bin'), 'could not reach http://127.0.0.1:9/x', 'get the file by hand', kind=ConnectionError)
     for size, most, words in (('1000000000000', 299_999, ['1,000,000,000,000 bytes, expected at most 299,999']),    # refused before it comes
-                              ('', 70_000, [' bytes, expected at most 70,000', 'thrown away']), ('many', 0, ['the server says a size that is no number'])):
+                              ('', 70_000, [' bytes, expected at most 70,000', 'thrown away']), ('many', 0, ['the server gives a size that is not a number'])):
         Server.size, Server.ranges, Server.stop = size, False, 9 if most == 299_999 else 0        # '': it does not say
         refused(lambda: text.download(server + 'x', 'd/x.bin', max_bytes=most), *words)
     refused(lambda: text.download(server + 'moved', 'd/x.bin'), 'could not reach', kind=ConnectionError)           # to a file of this machine

@@ -193,7 +193,7 @@ def test_safetensors(tmp_path):
 
 def test_safetensors_say_what_is_wrong(tmp_path):
     path = str(tmp_path / 'm.safetensors')
-    for lie, says in (([], 'its header is no JSON object'), (5, 'its header is no JSON object'), (dict(a=dict(dtype='F32', shape=[True], data_offsets=[0, 4])), 'claims bytes 0 to 4 of 4'),
+    for lie, says in (([], 'its header is not a JSON object'), (5, 'its header is not a JSON object'), (dict(a=dict(dtype='F32', shape=[True], data_offsets=[0, 4])), 'claims bytes 0 to 4 of 4'),
                       (dict(a=dict(dtype='F32', shape=[1], data_offsets=[False, 4])), 'claims bytes False to 4'), (dict(a=dict(dtype='F32', shape=[0, 2 ** 63], data_offsets=[0, 0])), 'm.safetensors: damaged')):
         size = 4 * (isinstance(lie, dict) and 4 in lie['a']['data_offsets'])
         head = json.dumps(lie).encode()
@@ -293,8 +293,8 @@ WRONG = dict(model=[], config=[], model_name=5, train=[], tokenizer=5, source=5,
 
 @pytest.mark.parametrize('change, says', [
     *[({n: wrong}, f"its '{n}' is a {type(wrong).__name__}: damaged") for n, wrong in WRONG.items()],
-    *[(dict(model=dict(a=w)), 'is no plain tensor') for w in (3, [torch.zeros(2)], torch.eye(3).to_sparse(), torch.zeros(3, device='meta'), torch.zeros(3, dtype=torch.complex64))],
-    (dict(model={7: torch.zeros(2)}), "'7' is no plain tensor"), (dict(model=dict(a=torch.zeros(1).expand(10 ** 9))), 'claim 4,000,000,000 bytes, the file has')],
+    *[(dict(model=dict(a=w)), 'is not a plain tensor') for w in (3, [torch.zeros(2)], torch.eye(3).to_sparse(), torch.zeros(3, device='meta'), torch.zeros(3, dtype=torch.complex64))],
+    (dict(model={7: torch.zeros(2)}), "'7' is not a plain tensor"), (dict(model=dict(a=torch.zeros(1).expand(10 ** 9))), 'claim 4,000,000,000 bytes, the file has')],
     ids=[*WRONG, *'number list sparse meta complex name claim'.split()])
 def test_what_a_checkpoint_may_hold(change, says, request, tmp_path):
     torch.save(dict(model=dict(a=torch.zeros(3)), config={}, model_name='gpt') | change, tmp_path / 'ckpt.pt')
