@@ -1,7 +1,7 @@
 """Causal decoders in one file: GPT-1, GPT-2, GPT-3, Pythia, Llama 1/2/3, Mistral, and what lies
 between them.
 
-    python train.py --model=gpt                                   # the preset 'small', on Python's own source
+    python train.py --model=gpt                            # trains on Python's own source
     python sample.py --out_dir=out/gpt --prompt="def main("       # continues your text
 
     python train.py --model=gpt --init_from=out/gpt --data=instruct  # instruction tuning
@@ -89,7 +89,7 @@ class Config:
     dropout: float = 0.0         # on embeddings, attention weights and each branch
     init_std: float = 0.02       # standard deviation of the first weights
     # objective
-    kind: str = 'text'           # text | instruct (loss on responses); train.py reads it off the data
+    kind: str = 'text'           # text | instruct (loss on responses); train.py sees it in the data
     objective: str = 'next'      # next | prefix: a prefix is read both ways, loss on the rest
     n_predict: int = 1           # tokens predicted at each place: 1 plain, 4 as in Gloeckle et al.
     # speed and memory
@@ -99,8 +99,8 @@ class Config:
 
     def __post_init__(self):
         choices = dict(positions=('learned', 'sinusoidal', 'rotary', 'alibi', 'none'),
-                       norm=('layernorm', 'rmsnorm'), activation=tuple(activations),
-                       rope_scaling=('', 'linear', 'llama3'), objective=('next', 'prefix'), kind=kinds)
+                       norm=('layernorm', 'rmsnorm'), activation=tuple(activations), kind=kinds,
+                       rope_scaling=('', 'linear', 'llama3'), objective=('next', 'prefix'))
         for name, allowed in choices.items():
             value = getattr(self, name)
             require(value in allowed,
@@ -158,18 +158,14 @@ class Config:
         return self.bias or part in self.biases.split()
 
 
-def gelu_tanh(x):
-    """GPT-2's approximation of GELU"""
-    return F.gelu(x, approximate='tanh')
-
-
 def relu2(x):
     """The square of ReLU. x.square() would return fp32 under CUDA's autocast."""
     y = F.relu(x)
     return y * y
 
 
-activations = dict(gelu_tanh=gelu_tanh, gelu=F.gelu, relu=F.relu, relu2=relu2, silu=F.silu)
+activations = dict(gelu_tanh=lambda x: F.gelu(x, approximate='tanh'), gelu=F.gelu, relu=F.relu,
+                   relu2=relu2, silu=F.silu)
 
 # --------------------------------------------------------------------------------------------------
 # presets: what differs from GPT-2 124M
@@ -217,7 +213,7 @@ presets = {
     'mistral-7b': dict(_7b | dict(n_hidden=14336), block_size=32768, n_kv_head=8, window=4096),
 }
 
-# What trains well: fields of train.py's Config and of this one, for all presets and for single ones.
+# What trains well: fields of train.py's Config and of this one, for all presets and single ones.
 recipe = dict(preset='small', vocab_multiple=128)
 
 # 524,288 tokens a step, evaluated on the first 10,485,760 tokens of FineWeb's validation shard; the
@@ -281,7 +277,7 @@ def array_names(config):
 def batch(draw, config, rng):
     """One micro-batch of running text: the arrays that array_names lists."""
     T = config.block_size
-    tokens = draw(T + config.n_predict, overlap=config.n_predict) # (B, T + n_predict)
+    tokens = draw(T + config.n_predict, overlap=config.n_predict)  # (B, T + n_predict)
     arrays = dict(ids=tokens[:, :T], targets=tokens[:, 1:T + 1], ahead=tokens[:, T + 1:])
     if config.objective == 'prefix':
         prefix = rng.integers(1, T) if T > 1 else np.ones(len(tokens), np.int64)
@@ -302,30 +298,17 @@ def count(ids, *rest):
     return tuple(int((targets[:, k:k + T] >= 0).sum()) for k in range(heads))
 
 # --------------------------------------------------------------------------------------------------
-# positions. Computed in fp32 from the positions, once a forward pass, and never stored: a buffer
+# positions and masks. Angles are computed in fp32, once a forward pass, and never stored: a buffer
 # would be cast by model.bfloat16(), lost on the meta device, and bound the length of the text.
-
-def sinusoidal(positions, width):
-    """Attention Is All You Need, 3.5: sin(p / 10000^(2i/C)) at 2i, the cosine at 2i + 1.
-    (..., T) -> (..., T, C)"""
-    i = torch.arange(0, width, 2, device=positions.device).float()
-    angle = positions[..., None] * 1e4 ** (-i / width)
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :width]
-
 
 def rotary(config, positions):
     """Cosine and sine of each pair's angle. (..., T) -> two of (..., T, 1, R/2), R: rotary_width"""
     R = config.rotary_width
-    i = torch.arange(0, R, 2, device=positions.device).float()
-    freq = config.rope_theta ** (-i / R)                          # theta^(-2i/R)
-    if config.rope_scaling == 'linear':
-        freq = freq / config.rope_factor
-    if config.rope_scaling == 'llama3':
-        # Slow pairs are stretched, fast ones are kept, and those between are blended.
-        turns = config.rope_original * freq / (2 * math.pi)
-        kept = (turns - config.rope_low) / (config.rope_high - config.rope_low)
-        kept = kept.clamp(0, 1)
-        freq = freq * (kept + (1 - kept) / config.rope_factor)
+    even = torch.arange(0, R, 2, device=positions.device).float()  # 2i
+    freq = config.rope_theta ** (-even / R)                       # theta^(-2i/R)
+    if config.rope_scaling:
+        from lib.positions import stretched
+        freq = stretched(config, freq)
     angle = positions[..., None, None].float() * freq
     return angle.cos(), angle.sin()
 
@@ -337,21 +320,10 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(x.dtype)
 
 
-def alibi_slopes(n_head, device=None):
-    """2^(-8i/H), i = 1..H. When H is no power of two: those of the power below, then every other
-    one of the power above, as in the authors' code. -> (H,)"""
-    power = 2 ** int(math.log2(n_head))
-    below = torch.arange(1, power + 1, device=device)
-    above = torch.arange(n_head - power, device=device) + 0.5
-    return 2 ** (-8 / power * torch.cat((below, above)))
-
-# --------------------------------------------------------------------------------------------------
-# masks: who sees whom
-
 def attention_mask(config, queries, keys, prefix=None):
-    """queries, keys: positions of tokens, (T,) and (S,), or (B, T) for both where a row holds several
-    examples, which begin again at 0 and are blind to each other. prefix: (B,), its tokens see each
-    other both ways. -> bool (B or 1, 1, T, S), or ALiBi's bias (B or 1, H, T, S): -inf where blind"""
+    """queries, keys: positions of tokens, (T,) and (S,), or (B, T) for both where a row holds
+    several examples, which begin again at 0 and are blind to each other. prefix: (B,), its tokens
+    see each other both ways. -> bool (B or 1, 1, T, S), or ALiBi's bias, (B or 1, H, T, S)"""
     distance = queries[..., None] - keys[..., None, :]            # (T, S) or (B, T, S)
     see = (distance >= 0).view(-1, *distance.shape[-2:])
     if queries.ndim == 2:
@@ -365,9 +337,8 @@ def attention_mask(config, queries, keys, prefix=None):
     see = see[:, None]                                            # (B or 1, 1, T, S)
     if config.positions != 'alibi':
         return see
-    slopes = alibi_slopes(config.n_head, keys.device)[:, None, None]  # (H, 1, 1)
-    bias = -slopes * distance.abs().unsqueeze(-3)                 # (.., H, T, S)
-    return bias.masked_fill(~see, -math.inf)
+    from lib.positions import alibi
+    return alibi(config.n_head, distance.abs()).masked_fill(~see, -math.inf)  # (B or 1, H, T, S)
 
 
 def make_mask(config, rows, positions, keys, prefix):
@@ -388,7 +359,6 @@ def make_mask(config, rows, positions, keys, prefix):
 
 class LayerNorm(nn.Module):
     """nn.LayerNorm that may lack its bias and returns its input's dtype (autocast: fp32)."""
-
     def __init__(self, width, eps, bias):
         super().__init__()
         self.eps = eps
@@ -401,7 +371,6 @@ class LayerNorm(nn.Module):
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, in fp32 whatever comes in."""
-
     def __init__(self, width, eps):
         super().__init__()
         self.eps = eps
@@ -439,15 +408,13 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(D, config.norm_eps)
 
     def forward(self, x, turn, mask, write):
-        """x: (B, T, C) -> (B, T, C). turn: cosine and sine, or None. mask: make_mask's; None is causal.
+        """x: (B, T, C) -> (B, T, C). turn: cosine and sine, or None. mask: None is causal.
         write: None, or what puts keys and values into a cache and returns all that it holds."""
         B, T, _ = x.shape
         H, G, D = self.config.n_head, self.config.kv_heads, self.config.width
 
         q, k, v = self.qkv(x).split((H * D, G * D, G * D), dim=-1)
-        q = q.view(B, T, H, D)
-        k = k.view(B, T, G, D)
-        v = v.view(B, T, G, D)
+        q, k, v = (y.view(B, T, -1, D) for y in (q, k, v))        # (B, T, H or G, D)
         if self.config.qk_norm:
             q = self.q_norm(q)
             k = self.k_norm(k)
@@ -459,9 +426,7 @@ class Attention(nn.Module):
         if W < T:
             from lib.windows import cut_into_blocks
             q, k, v = cut_into_blocks(q, k, v, W)                 # more rows, of W queries
-        q = q.transpose(1, 2)                                     # (B, H, T, D)
-        k = k.transpose(1, 2)                                     # (B, G, T, D)
-        v = v.transpose(1, 2)                                     # (B, G, T, D)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))          # (B, H or G, T, D)
         if write is not None:
             k, v = write(k, v)                                    # (B, G, S, D)
         if G < H and T == 1 and write is not None:
@@ -521,7 +486,6 @@ class Block(nn.Module):
 class Cache:
     """Keys and values of the tokens so far, in tensors of fixed size. The place is a tensor too, so
     that a compiled step never changes its shapes."""
-
     def __init__(self, config, rows, length, like):
         shape = (rows, config.kv_heads, length, config.width)     # (B, G, S, D)
         self.k = [like.new_zeros(shape) for _ in range(config.n_layer)]
@@ -547,7 +511,7 @@ class Model(nn.Module):
             self.positions = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # Multi-token prediction: the last block is head 1's, beside it stands one for each other head.
+        # Multi-token prediction: the last block is head 1's, the others have one beside it each.
         self.extra = nn.ModuleList(Block(config) for _ in range(config.n_predict - 1))
         self.norm = nn.Identity() if config.post_norm else make_norm(config)
         self.head = nn.Linear(config.n_embd, config.rows, bias=False)
@@ -581,7 +545,7 @@ class Model(nn.Module):
         if c.positions == 'learned':
             x = x + self.positions(positions)
         if c.positions == 'sinusoidal':
-            # Attention Is All You Need, 3.4: the table times sqrt(C)
+            from lib.positions import sinusoidal                  # the table times sqrt(C): section 3.4
             x = x * math.sqrt(c.n_embd) + sinusoidal(positions, c.n_embd).to(x.dtype)
         if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -611,7 +575,7 @@ class Model(nn.Module):
         return self.head(x)[..., :self.config.vocab_size]
 
     def head_loss(self, block, x, turn, mask, targets):
-        """Sum of -log p(target) over targets (B, T) that are not -1, of a head that begins with block"""
+        """Sum of -log p(target), -1 left out, of the head that block begins. targets: (B, T)"""
         c = self.config
         x = self.norm(self.run(block, x, turn, mask)).flatten(0, 1)  # (N, C), N = B T
         targets = targets.flatten().clamp(min=-1)
@@ -650,9 +614,7 @@ class Model(nn.Module):
                 loss = checkpoint(self.head_loss, block, x, turn, mask, y, use_reentrant=False)
             total = (y >= 0).sum().clamp(min=1) if totals is None else totals[k]
             losses.append(loss / total)
-        stats = {}
-        if len(losses) > 1:
-            stats['next_loss'] = losses[0].detach()
+        stats = {'next_loss': losses[0].detach()} if len(losses) > 1 else {}
         return sum(losses) / len(losses), stats
 
     def cache(self, rows, length):
@@ -674,12 +636,11 @@ class Model(nn.Module):
                 raise ValueError(f'the cache of {S} tokens is full')
             S = end
         positions = cache.position + torch.arange(T, device=ids.device)
-        keys = torch.arange(S, device=ids.device)
         prefix = None
         if self.config.objective == 'prefix':
             cache.prefix.copy_(torch.where(cache.position == 0, T, cache.prefix))
             prefix = cache.prefix[None]
-        x, turn, mask = self.enter(ids, positions, keys, prefix)
+        x, turn, mask = self.enter(ids, positions, torch.arange(S, device=ids.device), prefix)
         for i, block in enumerate(self.blocks):
             x = block(x, turn, mask, lambda k, v: cache.put(i, positions, S, k, v))
         cache.position += T
