@@ -1,5 +1,5 @@
-"""Training flops of a model, counted by torch while the model runs on the meta device, where a tensor is a shape without
-numbers: no work is done and no memory is taken."""
+"""Training flops of a model, counted by torch while the model runs on the meta device, where a
+tensor is a shape without numbers: no work is done and no memory is taken."""
 import contextlib
 
 import numpy as np
@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def flops(model, row):
-    """Training flops of one row: what the model file's own Model.flops() says, if there is one, and otherwise `count`.
+    """Training flops of one row: what the model file's own Model.flops() says, if there is one, and
+    otherwise `count`.
 
     row: the arrays of a micro-batch of one row, as batch() returns them.
     """
@@ -19,16 +20,19 @@ def flops(model, row):
 
 @torch.no_grad()
 def count(model, row):
-    """Three times the flops of a forward pass in training mode: each product y = x w has two more in the backward pass,
-    for the gradients of x and of w. This is the usual 6 N + 12 L T H D for each token, with these details:
+    """Three times the flops of a forward pass in training mode: each product y = x w has two more
+    in the backward pass, for the gradients of x and of w. This is the usual 6 N + 12 L T H D for
+    each token, with these details:
 
     - Only matrix products and attention count. Look-ups, biases, norms and activations do not.
-    - Causal attention counts as if every token saw the whole row. Windows that are cut into blocks count what is
-      computed.
-    - Frozen weights count as if they were trained, and what checkpointing computes a second time does not count.
+    - Causal attention counts as if every token saw the whole row. Windows that are cut into blocks
+      count what is computed.
+    - Frozen weights count as if they were trained, and what checkpointing computes a second time
+      does not count.
 
-    Only the forward pass runs, and not on a CPU, because there a model may work out gradients while it goes forward
-    (chunked losses), with products in place (addmm_), which torch's counter does not see: for T5 it missed 2 %.
+    Only the forward pass runs, and not on a CPU, because there a model may work out gradients while
+    it goes forward (chunked losses), with products in place (addmm_), which torch's counter does
+    not see: for T5 it missed 2 %.
 
     Returns 0 if the model's forward pass depends on values, which the meta device does not have.
     """
@@ -51,9 +55,13 @@ def count(model, row):
 
 @contextlib.contextmanager
 def without_autocast():
-    """The meta device has no autocast, and torch raises an error when a model asks whether it is on: here it is off."""
+    """The meta device has no autocast, and torch raises an error when a model asks whether it is
+    on: here it is off."""
+    def off(device_type=None):
+        return False
+
     ask = torch.is_autocast_enabled
-    torch.is_autocast_enabled = lambda *device: False
+    torch.is_autocast_enabled = off
     try:
         yield
     finally:

@@ -10,8 +10,8 @@ CHUNK_LOGITS = 2 ** 25        # how many exist at once, about, where no other nu
 def chunked_loss(head, x, targets, vocab_size, chunk=0):
     """Sum of -log p(target), targets of -1 left out.
 
-    head: a linear layer without bias, of whose rows the first vocab_size (V) count. x: (N, C), targets: (N,).
-    chunk: tokens at a time; 0: as many equal parts as keep each near CHUNK_LOGITS.
+    head: a linear layer without bias, of whose rows the first vocab_size (V) count. x: (N, C),
+    targets: (N,). chunk: tokens at a time; 0: as many equal parts as keep each near CHUNK_LOGITS.
     """
     if not chunk:
         parts = 1 + len(x) * vocab_size // CHUNK_LOGITS
@@ -23,14 +23,16 @@ def chunked_loss(head, x, targets, vocab_size, chunk=0):
         logits = head(x)[:, :vocab_size]
         return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction='sum')
 
-    # Evaluation, or a head that is more than its matrix (an adapter): each chunk is computed again in the backward pass.
+    # Evaluation, or a head that is more than its matrix (an adapter): each chunk is computed again
+    # in the backward pass.
     pieces = zip(x.split(chunk), targets.split(chunk))
     return sum(checkpoint(nll, *piece, use_reentrant=False) for piece in pieces)
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """What the backward pass needs, the gradients of x (N, C) and of the head's weight (rows, C), is computed right
-    away, while the logits of a chunk are there: only those of one chunk (n, V) ever exist."""
+    """What the backward pass needs, the gradients of x (N, C) and of the head's weight (rows, C),
+    is computed right away, while the logits of a chunk are there: only those of one chunk (n, V)
+    ever exist."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, V, chunk):
@@ -49,7 +51,8 @@ class ChunkedLoss(torch.autograd.Function):
             target = target.clamp(min=0)
             z = part @ w.T                                                 # (n, V): logits
             p = z.softmax(-1, dtype=wide)
-            # log p(target) = z(target) - log sum exp z, and the sum is exp(z) / p of any token: of the largest
+            # log p(target) = z(target) - log sum exp z, and the sum is exp(z) / p of any token: of
+            # the largest
             top, i_top = z.max(-1, keepdim=True)
             nll = top.to(wide) - p.gather(1, i_top).log() - z.gather(1, target).to(wide)
             loss += torch.where(real, nll, 0.0).sum()
