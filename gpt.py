@@ -544,8 +544,8 @@ class Model(nn.Module):
         x = self.tokens(ids)
         if c.positions == 'learned':
             x = x + self.positions(positions)
-        if c.positions == 'sinusoidal':
-            from lib.positions import sinusoidal                  # the table times sqrt(C): section 3.4
+        if c.positions == 'sinusoidal':  # the table times sqrt(C), as in Attention Is All You Need
+            from lib.positions import sinusoidal
             x = x * math.sqrt(c.n_embd) + sinusoidal(positions, c.n_embd).to(x.dtype)
         if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))

@@ -35,6 +35,7 @@ ON_DEMAND = {'lib/log.py': {'wandb'}}                # inside a function, when a
 NEIGHBOURS = {
     'bert.py': {'lib.masking'},
     'electra.py': {'lib.masking'},
+    'gpt.py': {'lib.loss', 'lib.positions', 'lib.windows'},
     't5.py': {'lib.noise', 'lib.beams', 'lib.pairs'},
 }
 # what the parts below train.py may import of each other, at the top of the file or inside a function
