@@ -1,36 +1,80 @@
-"""A run's losses as a picture."""
+"""The losses of a run as a picture, loss.svg, that any browser opens."""
 import math
 
 from data import files
 
+WIDTH = 760
+HEIGHT = 420
+LEFT = 60           # margins
+RIGHT = 20
+TOP = 40
+BOTTOM = 45
+BLUE = '#9ab8d8'
+RED = '#c0392b'
+
 
 def draw_curve(path, rows, title):
-    "metrics rows -> an SVG of training and validation loss against steps that any browser opens"
-    points = lambda key: [(r['step'], r[key]) for r in rows if key in r and math.isfinite(r[key])]
-    train, val = points('train_loss'), points('val_loss')
-    if not train + val: return
-    W, H, L, R, T, B = 760, 420, 60, 20, 40, 45
-    x1, ys = max(1, max(x for x, _ in train + val)), [y for _, y in train + val]
-    lo, hi = min(ys), max(ys)
-    lo, hi = lo - 0.03 * (hi - lo or 1), hi + 0.03 * (hi - lo or 1)
-    X, Y = lambda x: L + (W - L - R) * x / x1, lambda y: H - B - (H - T - B) * (y - lo) / (hi - lo)
-    def ticks(a, b, n=6):
-        power = 10 ** math.floor(math.log10((b - a) / n))
-        unit = next(m * power for m in (1, 2, 5, 10) if m * power >= (b - a) / n)
-        return [i * unit for i in range(math.ceil(a / unit), math.floor(b / unit) + 1)]
-    words = lambda x, y, text, how='text-anchor="middle"': f'<text x="{x:.1f}" y="{y:.1f}" {how}>{text}</text>'
-    rule = lambda y, color: f'<line x1="{L}" x2="{W - R}" y1="{y:.1f}" y2="{y:.1f}" stroke="{color}"/>'
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {H}" font-family="sans-serif" font-size="12">',
-           f'<rect width="{W}" height="{H}" fill="white"/>', words(L, 22, title, 'font-size="14" font-weight="bold"')]
-    for t in ticks(lo, hi): out += [rule(Y(t), '#e4e4e4'), words(L - 8, Y(t) + 4, f'{t:.3g}', 'text-anchor="end"')]
-    for t in ticks(0, x1): out.append(words(X(t), H - B + 18, f'{t:g}'))
-    out += [rule(H - B, 'black'), words((L + W - R) / 2, H - 8, 'optimizer steps')]
-    for name, line, color, at in (('training loss', train, '#9ab8d8', 250), ('validation loss', val, '#c0392b', 120)):
-        if not line: continue
-        places = ' '.join(f'{X(x):.1f},{Y(y):.1f}' for x, y in line)
-        out += [f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{places}"/>',
-                words(W - R - at, 22, f'{name} {line[-1][1]:.3f}', f'fill="{color}"')]
-    for x, y in val:                                 # dots that tell their numbers
-        out.append(f'<circle cx="{X(x):.1f}" cy="{Y(y):.1f}" r="2.6" fill="#c0392b">'
-                   f'<title>step {x}: {y:.4f}</title></circle>')
-    files.write_atomic(path, lambda f: f.write('\n'.join(out + ['</svg>']).encode()))
+    """Draws training and validation loss against optimizer steps. rows: dicts of metrics, as
+    metrics.jsonl has them."""
+    training = points(rows, 'train_loss')
+    validation = points(rows, 'val_loss')
+    if not training + validation:
+        return
+    last_step = max(1, max(step for step, _ in training + validation))
+    losses = [loss for _, loss in training + validation]
+    margin = 0.03 * (max(losses) - min(losses) or 1)
+    low = min(losses) - margin
+    high = max(losses) + margin
+
+    def x_of(step):
+        return LEFT + (WIDTH - LEFT - RIGHT) * step / last_step
+
+    def y_of(loss):
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (loss - low) / (high - low)
+
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+           'font-family="sans-serif" '
+           'font-size="12">',
+           f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+           words(LEFT, 22, title, 'font-size="14" font-weight="bold"')]
+    for loss in ticks(low, high):
+        out.append(rule(y_of(loss), '#e4e4e4'))
+        out.append(words(LEFT - 8, y_of(loss) + 4, f'{loss:.3g}', 'text-anchor="end"'))
+    for step in ticks(0, last_step):
+        out.append(words(x_of(step), HEIGHT - BOTTOM + 18, f'{step:g}'))
+    out.append(rule(HEIGHT - BOTTOM, 'black'))
+    out.append(words((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, 'optimizer steps'))
+    lines = [('training loss', training, BLUE, 250), ('validation loss', validation, RED, 120)]
+    for name, line, color, from_right in lines:
+        if line:
+            places = ' '.join(f'{x_of(step):.1f},{y_of(loss):.1f}' for step, loss in line)
+            out.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.8" '
+                       f'points="{places}"/>')
+            label = f'{name} {line[-1][1]:.3f}'
+            out.append(words(WIDTH - RIGHT - from_right, 22, label, f'fill="{color}"'))
+    for step, loss in validation:                        # dots that tell their numbers
+        out.append(f'<circle cx="{x_of(step):.1f}" cy="{y_of(loss):.1f}" r="2.6" fill="{RED}">'
+                   f'<title>step {step}: {loss:.4f}</title></circle>')
+    out.append('</svg>')
+    text = '\n'.join(out).encode()
+    files.write_atomic(path, lambda f: f.write(text))
+
+
+def points(rows, name):
+    """The finite values of a metric -> [(step, value)]."""
+    return [(row['step'], row[name]) for row in rows if name in row and math.isfinite(row[name])]
+
+
+def ticks(low, high, n=6):
+    """At most about n round numbers between low and high."""
+    power = 10 ** math.floor(math.log10((high - low) / n))
+    unit = next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / n)
+    return [i * unit for i in range(math.ceil(low / unit), math.floor(high / unit) + 1)]
+
+
+def words(x, y, text, style='text-anchor="middle"'):
+    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{text}</text>'
+
+
+def rule(y, color):
+    return f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{color}"/>'

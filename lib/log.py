@@ -1,6 +1,7 @@
-"""What a run prints and writes down."""
+"""What a run prints and writes down: the console, metrics.jsonl, log.txt and loss.svg."""
 import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -17,92 +18,220 @@ import torch
 from data import files
 from lib.curve import draw_curve
 from lib.models import HERE
-from lib.words import readable, span
+from lib.words import readable, scores, span
+
+# kept for the curve, which needs no more points than pixels
+MOST_ROWS = 4000
+KEPT_SOURCES = ('train.py', 'lib/net.py', 'lib/optim.py', 'lib/feed.py', 'lib/evaluate.py')
+
+
+def check_sender(name):
+    """Raises ValueError if --log_to names a program that is not installed."""
+    module = {'': 'json', 'tensorboard': 'torch.utils.tensorboard'}.get(name, name)
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        raise ValueError(f'--log_to={name}: not installed; pip install {name}') from None
 
 
 class Log:
-    "what a person sees, metrics.jsonl, log.txt and loss.svg; silent on all ranks but the first. step < 0: a new run"
-    def __init__(self, folder, on, step, send=''):
-        self.on, self.folder, self.rows, self.wide, self.wandb, self.board = on, folder, [], 0, None, None
-        if not on: return
-        path = os.path.join(folder, 'metrics.jsonl')
-        def kept():                                  # resumed: forget what a killed run wrote after its last checkpoint
-            for line in open(path, 'rb') if step >= 0 and os.path.exists(path) else ():
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    if (row := json.loads(line))['step'] <= step:
-                        self.keep(row)
-                        yield line.rstrip() + b'\n'
-        files.write_atomic(path, lambda f: f.writelines(kept()))
-        self.jsonl = open(path, 'a', encoding='utf-8')
-        self.text = open(os.path.join(folder, 'log.txt'), 'w' if step < 0 else 'a', encoding='utf-8')
-        if send == 'wandb':
+    """The log of a run. It is silent on all ranks but the first, and a full disk does not end the
+    run."""
+
+    def __init__(self, folder, on, step, send_to=''):
+        """on: whether this is the first rank. step: of the checkpoint that the run goes on from, or
+        -1 for a new run. send_to: wandb or tensorboard, which get the metrics too."""
+        self.folder = folder
+        self.on = on
+        self.rows = []                                   # metrics, for the curve
+        # whether the console's last line will be replaced
+        self.line_is_live = False
+        self.wandb = None
+        self.board = None
+        if not on:
+            return
+        self.open_files(step)
+        if send_to == 'wandb':
             import wandb
             self.wandb = wandb.init(project='flatformers', name=folder)
-        if send == 'tensorboard':
+        if send_to == 'tensorboard':
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(folder)
 
-    def write(self, file, line):                     # a full disk must not end the run
-        with contextlib.suppress(OSError): print(line, file=file, flush=True)
-    def note(self, line):                            # log.txt alone
-        if self.on: self.write(self.text, line)
-    def say(self, line):                             # a line that stays
-        if self.on: self.write(sys.stdout, '\r\033[K' * bool(self.wide) + line)
-        self.wide = 0
+    def open_files(self, step):
+        path = os.path.join(self.folder, 'metrics.jsonl')
+        kept = []
+        # resumed: forget what a killed run wrote after its checkpoint
+        if step >= 0 and os.path.exists(path):
+            with open(path, 'rb') as f:
+                for line in f:
+                    with contextlib.suppress(ValueError, TypeError, KeyError):
+                        row = json.loads(line)
+                        if row['step'] <= step:
+                            self.keep(row)
+                            kept.append(line.rstrip() + b'\n')
+        files.write_atomic(path, lambda f: f.writelines(kept))
+        self.jsonl = open(path, 'a', encoding='utf-8')
+        mode = 'w' if step < 0 else 'a'
+        self.text = open(os.path.join(self.folder, 'log.txt'), mode, encoding='utf-8')
+
+    # ---- lines
+
+    def write(self, file, line):
+        with contextlib.suppress(OSError):               # a full disk must not end the run
+            print(line, file=file, flush=True)
+
+    def note(self, line):
+        """Writes a line to log.txt alone."""
+        if self.on:
+            self.write(self.text, line)
+
+    def say(self, line):
+        """Prints a line that stays."""
+        if self.on:
+            clear = '\r\033[K' if self.line_is_live else ''
+            self.write(sys.stdout, clear + line)
+        self.line_is_live = False
         self.note(line)
-    def live(self, line):                            # a line that the next one replaces; off a terminal it stays
-        if not self.on or not sys.stdout.isatty(): return self.say(line)
+
+    def live(self, line):
+        """Prints a line that the next one replaces. Where stdout is no terminal it stays."""
+        if not self.on or not sys.stdout.isatty():
+            self.say(line)
+            return
         self.note(line)
-        print('\r\033[K' + line[:shutil.get_terminal_size().columns - 1], end='', flush=True)
-        self.wide = 1
+        width = shutil.get_terminal_size().columns - 1
+        print('\r\033[K' + line[:width], end='', flush=True)
+        self.line_is_live = True
+
+    # ---- metrics
+
     def metrics(self, row):
-        if not self.on: return
-        row = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}    # JSON has no NaN
+        """Writes a row of metrics. JSON has no NaN, so numbers that are not finite are left out."""
+        if not self.on:
+            return
+        row = {name: value for name, value in row.items()
+               if not isinstance(value, float) or math.isfinite(value)}
         self.keep(row)
         self.write(self.jsonl, json.dumps(row))
-        if self.wandb: self.wandb.log(row, step=row['step'])
-        for k, v in row.items() if self.board else (): self.board.add_scalar(k, v, row['step'])
-    def keep(self, row):                             # for the curve, which needs no more points than pixels
+        if self.wandb:
+            self.wandb.log(row, step=row['step'])
+        if self.board:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, row['step'])
+
+    def keep(self, row):
+        """Remembers a row for the curve; of too many, every second one."""
         self.rows.append(row)
-        if len(self.rows) <= 4000: return
-        self.rows = [r for key in ('train_loss', 'val_loss') for r in [r for r in self.rows if key in r][1::2]]
+        if len(self.rows) > MOST_ROWS:
+            training = [row for row in self.rows if 'train_loss' in row]
+            validation = [row for row in self.rows if 'val_loss' in row]
+            self.rows = training[1::2] + validation[1::2]
+
     def curve(self, title):
+        """Draws loss.svg."""
         with contextlib.suppress(OSError):
-            if self.on: draw_curve(os.path.join(self.folder, 'loss.svg'), self.rows, title)
+            if self.on:
+                draw_curve(os.path.join(self.folder, 'loss.svg'), self.rows, title)
+
+    # ---- the lines of a run
+
+    def start(self, setup, argv):
+        """What log.txt begins with (the command, versions, checksums, settings and, of a new run,
+        the scripts), and the lines on the console that say what is trained, on what and how."""
+        config = setup.config
+        self.note(f'#### {time.ctime()}: python train.py {shlex.join(argv)}\n'
+                  f'# python {platform.python_version()}, torch {torch.__version__}, numpy '
+                  f'{np.__version__}, '
+                  f'{platform.platform()}, git {git_revision()}\n'
+                  f'# data {setup.folder}: {json.dumps(setup.meta["sha256"])}\n'
+                  f'# train {json.dumps(dataclasses.asdict(config))}\n'
+                  f'# model {json.dumps(setup.model_values)}')
+        if not setup.saved:
+            for path in [os.path.join(HERE, name) for name in KEPT_SOURCES] + [setup.file.__file__]:
+                with open(path, encoding='utf-8') as f:
+                    self.note(f'#### {os.path.relpath(path, HERE)}\n{f.read()}')
+            self.note('#### run')
+
+        preset = f' {config.preset}' if config.preset else ''
+        self.say(f'{setup.file.__name__}{preset}: {setup.n_parameters / 1e6:.2f} M parameters, '
+                 f'{setup.device}, '
+                 f'{str(setup.dtype).removeprefix("torch.")}, data {os.path.relpath(setup.folder)}')
+        values = {**setup.changed, **setup.model_values}
+        self.say('settings: ' + ' '.join(f'{name}={values[name]}' for name in setup.changed))
+        self.say(f'batch: {config.batch_size} rows of {setup.tokens_per_row} tokens = '
+                 f'{setup.world_size} device(s) x '
+                 f'{setup.share // setup.micro_batch_size} micro-batch(es) x '
+                 f'{setup.micro_batch_size}; '
+                 f'an epoch is {setup.epoch:.1f} steps')
+        if 0 < config.max_iters <= config.warmup_iters:
+            self.say(f'all {config.max_iters} steps are warm-up, no learning rate gets to its '
+                     'peak: '
+                     f'lower --warmup_iters={config.warmup_iters}')
+        if setup.new_task:
+            but = f', but {", ".join(setup.new_heads)} start anew' if setup.new_heads else ''
+            self.say(f'a new task: all weights come from {setup.origin}{but}')
+        common, baseline = setup.majority
+        if baseline:
+            self.say(f'always {setup.meta["labels"][common]!r}, the commonest class of the '
+                     'training data: '
+                     f'{scores(baseline)}')
+
+    def training(self, row, config, seconds_left):
+        """A row of training metrics, and its line on the console."""
+        self.metrics(row)
+        mfu = f' | mfu {row["mfu"]:.1%}' if 'mfu' in row else ''
+        self.live(f'step {row["step"]}/{config.max_iters} | loss {row["train_loss"]:.4f} | '
+                  f'{row["tokens_per_second"] / 1e3:,.1f}k tokens/s{mfu} | '
+                  f'{row["peak_memory_mb"] / 1024:.2f} GB | '
+                  f'{span(seconds_left)} left')
+
+    def validation(self, row, progress):
+        """A row of validation metrics, and its line on the console."""
+        seconds = progress.train_seconds
+        self.metrics(dict(step=progress.step, tokens=progress.tokens,
+                          train_seconds=round(seconds, 3), **row))
+        told = scores({name: value for name, value in row.items() if name != 'val_ppl'})
+        self.say(f'step {progress.step}: {told}, after {span(seconds)} of training')
+
+    def result(self, result, model, goal, best):
+        """The last lines: what the run took, what it reached, what to type next. result: the final
+        metrics. goal, best: the names of the metric that tells the best checkpoint, and of its best
+        value."""
+        out_dir = result['out_dir']
+        self.say(f'{result["steps"]} steps, {result["tokens"]:,} tokens in '
+                 f'{span(result["train_seconds"])} of training '
+                 f'({span(result["total_seconds"])} in all, peak memory '
+                 f'{result["peak_memory_mb"] / 1024:.2f} GB)')
+        line = f'best {readable(goal)} {result[best]:.4f}'
+        baselines = [value for name, value in result.items() if name.startswith('commonest_')]
+        if baselines:
+            line += f' (the commonest class alone: {baselines[0]:.4f})'
+        for name in (goal, 'val_bpb'):
+            if name in result:
+                line += f', last {readable(name)} {result[name]:.4f}'
+        self.say(line)
+        weights = f'--out_dir={out_dir}' if goal == 'val_loss' else f'--init_from={out_dir}/best.pt'
+        self.say(f'curve: {out_dir}/loss.svg | use it: python sample.py {weights} '
+                 f'{use_of(model, result["kind"])} | '
+                 f'go on: python train.py --resume --out_dir={out_dir} '
+                 f'--max_iters={2 * max(result["steps"], 1)}')
 
 
-def note_start(log, file, config, values, folder, meta, argv, saved):
-    "what log.txt begins with: the command, versions, checksums, settings and, of a new run, the scripts themselves"
-    log.note(f'#### {time.ctime()}: python train.py {shlex.join(argv)}\n'
-             f'# python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, '
-             f'{platform.platform()}, git {git_revision()}\n'
-             f'# data {folder}: {json.dumps(meta["sha256"])}\n'
-             f'# train {json.dumps(dataclasses.asdict(config))}\n# model {json.dumps(values)}')
-    if saved: return
-    for path in (os.path.join(HERE, 'train.py'), file.__file__):
-        log.note(f'#### {os.path.basename(path)}\n{open(path, encoding="utf-8").read()}')
-    log.note('#### run')
-
-
-def say_result(log, result, model, goal, best, began):
-    "the last lines: what the run took, what it reached, what to type next. goal, best: names of numbers in the result"
-    out, seconds, memory = result['out_dir'], result['train_seconds'], result['peak_memory_mb'] / 1024
-    log.say(f'{result["steps"]} steps, {result["tokens"]:,} tokens in {span(seconds)} of training '
-            f'({span(time.time() - began)} in all, peak memory {memory:.2f} GB)')
-    common = [v for k, v in result.items() if k.startswith('commonest_')][:1]
-    log.say(f'best {readable(goal)} {result[best]:.4f}'
-            + ''.join(f' (the commonest class alone: {v:.4f})' for v in common)
-            + ''.join(f', last {readable(k)} {result[k]:.4f}' for k in (goal, 'val_bpb') if k in result))
-    gaps = getattr(model.config, 'mask_id', -1) >= 0 and not getattr(model.config, 'has_detector', False)
-    use = dict(labelled='--classify=TEXT', tagged='--classify=TEXT', choice='--classify=FILE.jsonl',
-               qa='--question=TEXT --context=TEXT', instruct='--interactive').get(
-                   result['kind'], "--prompt='TEXT [MASK] TEXT'" if gaps else '--prompt=TEXT')
-    path = f'--out_dir={out}' if goal == 'val_loss' else f'--init_from={out}/best.pt'
-    log.say(f'curve: {out}/loss.svg | use it: python sample.py {path} {use} | '
-            f'go on: python train.py --resume --out_dir={out} --max_iters={2 * max(result["steps"], 1)}')
+def use_of(model, kind):
+    """The flag of sample.py that tries a model of this kind of data."""
+    uses = dict(labelled='--classify=TEXT', tagged='--classify=TEXT',
+                choice='--classify=FILE.jsonl', qa='--question=TEXT --context=TEXT',
+                instruct='--interactive')
+    has_mask = getattr(model.config, 'mask_id', -1) >= 0
+    fills_gaps = has_mask and not getattr(model.config, 'has_detector', False)
+    return uses.get(kind, "--prompt='TEXT [MASK] TEXT'" if fills_gaps else '--prompt=TEXT')
 
 
 def git_revision():
+    """What git says of the project's state, or 'none'."""
     command = ['git', '-C', HERE, 'describe', '--always', '--dirty']
-    try: return subprocess.run(command, capture_output=True, text=True).stdout.strip() or 'none'
-    except OSError: return 'none'
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or 'none'
+    except OSError:
+        return 'none'

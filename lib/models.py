@@ -1,7 +1,46 @@
-"""Model files: what each defines itself, and what lib/ has for it otherwise.
+"""Model files: the protocol that each follows, how one is found, and what lib/ adds to it.
 
-A model file holds Config, presets, batch and Model. It may also define any of the functions that this page looks up:
-its own always win. `family = 'gpt'` in a model file names the tables of lib/ that fit its Model; a copy keeps the line.
+A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch and numpy alone and
+defines
+
+    Config      a dataclass of int, float, bool and str fields; the comment behind a field is its
+                --help
+    presets     {name: the fields that differ from Config's defaults}
+    batch(draw, config, rng) -> numpy arrays of one micro-batch, of static shapes: the objective
+        draw(length, overlap=0, stream=0) -> (B, length) int64: windows of the text, one a row
+        rng.random(*shape), rng.integers(low, high, *shape) -> (B, *shape): numbers of each row
+    Model(config), an nn.Module
+        forward(*arrays, totals=None) -> loss, stats: sums divided by `totals`, the numbers of
+            targets in the global batch (None: in this one), so that adding over micro-batches and
+            ranks is exact
+        logits(ids) -> full logits, for parity and evaluation
+
+It may also define
+
+    recipe, recipes     what this file, and what a preset, trains best with: fields of train.py's
+                        Config and of its own
+    finetune            the same for a start from given weights (--init_from)
+    kinds               the kinds of data that it has heads for; default ('text',)
+    family              which tables of lib/ fit its Model: Hugging Face's layout, what is shown.
+                        A copy of the file keeps the line
+    likelihood          True if the loss is that of the text: for bits per byte, sample.py --eval
+    count(*arrays)      numbers of targets, one for each entry of totals; default: entries >= 0 of
+                        the last array
+    summary(stats)      what is reported, made of the summed stats (a ratio of two sums, say)
+    fill(tokenizer)     further Config fields that the tokenizer decides, as a dict
+    Model.cache(rows, length), Model.step(ids, cache) -> (B, V)     decoding with a cache
+    Model.depth_of(name)     how deep a parameter lies: for --freeze, --layer_decay,
+                             --unfreeze_interval
+    Model.before_step(step)  called with the number of each step, and once before the optimizers
+                             are made; true if other parameters train from this step on
+    Model.flops()            training flops of a row; default: counted (lib/flops.py)
+    generate(model, source, mask, ...), text_of(ids, tokenizer, eot)     for sample.py: a source in,
+                             a text out
+    encode, collate, predict, chat, show, from_hf, to_hf, hf_types, hf_folders     in the place of
+                             lib/'s; batch may also do what collate does
+
+Config fields named vocab_size, kind, n_labels, labels, no_answer, eot_id, pad_id, cls_id, sep_id
+and mask_id are filled from the data and its tokenizer.
 """
 import dataclasses
 import importlib
@@ -12,16 +51,89 @@ import sys
 from data.files import untrusted
 from lib.words import nearest
 
-ROWS = dict(labelled='tasks', tagged='tasks', qa='tasks', choice='tasks', instruct='chat', pairs='pairs')
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of the scripts
+ROWS = dict(labelled='tasks', tagged='tasks', qa='tasks', choice='tasks', instruct='chat',
+            pairs='pairs')
 
+
+def scripts_with(start):
+    """The names of the scripts in the project's folder that have a line which starts with
+    `start`."""
+    names = []
+    for file in sorted(os.listdir(HERE)):
+        if file.endswith('.py'):
+            with open(os.path.join(HERE, file), encoding='utf-8') as f:
+                if '\n' + start in f.read():
+                    names.append(file[:-3])
+    return names
+
+
+def import_script(name, flag, others):
+    """The module NAME.py of the project's folder or the current one. Raises ValueError, which lists
+    `others`."""
+    folders = (HERE, os.getcwd())
+    for folder in folders:
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    exists = any(os.path.exists(os.path.join(folder, name + '.py')) for folder in folders)
+    if not name.isidentifier() or not exists:
+        raise ValueError(f'--{flag}={name}: no file {name}.py here; {flag} files: '
+                         f'{", ".join(others)}'
+                         f'{nearest(name, others)}')
+    return importlib.import_module(name)
+
+
+def import_model(name):
+    """The module of a model file. Raises ValueError if there is none or it lacks a part of the
+    protocol."""
+    file = import_script(name, 'model', scripts_with('presets ='))
+    missing = [part for part in ('Config', 'presets', 'batch', 'Model') if not hasattr(file, part)]
+    if missing:
+        raise ValueError(f'{name}.py does not define {", ".join(missing)}: see the protocol at the '
+                         'top of lib/models.py')
+    return file
+
+
+def typed(cls, values, path):
+    """The Config that a file describes: cls(**values). Raises ValueError if a value has the wrong
+    type or a field is unknown; `path` is the file that the message names."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    unknown = set(values) - set(defaults)
+    if unknown:
+        script = os.path.basename(inspect.getfile(cls))
+        raise ValueError(f'{path}: was made with another {script}, whose Config has '
+                         f'{", ".join(sorted(map(str, unknown)))} (its text is the checkpoint\'s '
+                         'key "source")')
+    for name, value in values.items():
+        if not fits(value, type(defaults[name])):
+            raise ValueError(f'{path}: it says {name}={str(value)[:60]!r}; expected '
+                             f'{type(defaults[name]).__name__}, '
+                             f'as {defaults[name]!r}')
+    with untrusted(path):
+        return cls(**values)
+
+
+def fits(value, kind):
+    """Whether a value from a file can be a field of this type: bools may be 0 and 1, texts have one
+    line, no NaN."""
+    if kind is bool:
+        return isinstance(value, int) and value in (0, 1)
+    if kind is float:
+        return isinstance(value, (int, float)) and value == value
+    if kind is str:
+        return isinstance(value, str) and '\n' not in value
+    return isinstance(value, kind)
+
+
+# what a model file need not define: the lookups
 
 def rows_of(file, kind):
-    """The module that turns examples of a kind into rows and rows into arrays: the model file itself if it defines
-    encode, else one of lib/. It has
+    """The module that turns examples of a kind into rows and rows into arrays: the model file
+    itself if it defines encode, else one of lib/. It has
 
-        encode(example, tokenizer, config) -> list of dicts, the rows of an example
-        collate(rows, config) -> arrays, what Model.forward takes
-        predict(model, arrays, rows, tokenizer) -> list of dicts, a row each: index, prediction, score
+        encode(example, tokenizer, config) -> list of dicts, the rows of an example collate(rows,
+        config) -> arrays, what Model.forward takes predict(model, arrays, rows, tokenizer) -> list
+        of dicts, a row each: index, prediction, score
     """
     if hasattr(file, 'encode'):
         return file
@@ -29,7 +141,8 @@ def rows_of(file, kind):
 
 
 def make_batch(file, draw, config, rng):
-    """The arrays of one micro-batch: the model file's objective of running text, or rows of examples."""
+    """The arrays of one micro-batch: the model file's objective of running text, or rows of
+    examples."""
     kind = getattr(config, 'kind', 'text')
     if kind == 'text' or hasattr(file, 'encode'):
         return file.batch(draw, config, rng)
@@ -37,7 +150,8 @@ def make_batch(file, draw, config, rng):
 
 
 def show_of(file):
-    """The function that shows what a model has learned, show(model, tokenizer, ids) -> text, or None."""
+    """The function that shows what a model has learned, show(model, tokenizer, ids) -> text, or
+    None."""
     if hasattr(file, 'show'):
         return file.show
     from lib import show
@@ -45,8 +159,8 @@ def show_of(file):
 
 
 def layout_of(file):
-    """What knows Hugging Face's layout of a model file: from_hf(hf_config, weights) -> Config, state dict, and
-    to_hf(model) -> config, weights. None where there is none."""
+    """What knows Hugging Face's layout of a model file: from_hf(hf_config, weights) -> Config,
+    state dict, and to_hf(model) -> config, weights. None where there is none."""
     if hasattr(file, 'from_hf'):
         return file
     from lib import hf
@@ -54,47 +168,11 @@ def layout_of(file):
 
 
 def chat_of(file):
-    """The function that turns a conversation into ids which a reply continues: chat(messages, tokenizer, config), or
-    None if the model file does not train on instructions."""
+    """The function that turns a conversation into ids which a reply continues: chat(messages,
+    tokenizer, config), or None if the model file does not train on instructions."""
     if hasattr(file, 'chat'):
         return file.chat
     if 'instruct' not in getattr(file, 'kinds', ()):
         return None
     from lib import chat
     return chat.chat
-
-
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # where the scripts are
-
-
-def scripts_with(start):
-    "the names of the scripts beside this one that have a line which starts so"
-    read = lambda f: open(os.path.join(HERE, f), encoding='utf-8').read()
-    return sorted(f[:-3] for f in os.listdir(HERE) if f.endswith('.py') and '\n' + start in read(f))
-
-
-def import_model(name):
-    "the module of a model file, checked against the protocol"
-    for folder in (HERE, os.getcwd()):
-        if folder not in sys.path: sys.path.insert(0, folder)
-    if not name.isidentifier() or not any(os.path.exists(os.path.join(d, name + '.py')) for d in (os.getcwd(), HERE)):
-        have = scripts_with('presets =')
-        raise ValueError(f'--model={name}: no file {name}.py here; model files: {", ".join(have)}{nearest(name, have)}')
-    file = importlib.import_module(name)
-    if missing := [n for n in ('Config', 'presets', 'batch', 'Model') if not hasattr(file, n)]:
-        raise ValueError(f'{name}.py does not define {", ".join(missing)}: see the protocol at the top of train.py')
-    return file
-
-
-def typed(cls, values, path):
-    "a Config made of what a file says; a value of another type than its field is said"
-    usual, script = {f.name: f.default for f in dataclasses.fields(cls)}, os.path.basename(inspect.getfile(cls))
-    if extra := set(values) - set(usual):
-        raise ValueError(f'{path}: was made with another {script}, whose Config has '
-                         f'{", ".join(sorted(map(str, extra)))} (its text is the checkpoint\'s key "source")')
-    for n, v in values.items():
-        kind = type(usual[n])
-        fits = isinstance(v, {bool: int, float: (int, float)}.get(kind, kind)) and v == v
-        if not fits or kind is bool and v not in (0, 1) or kind is str and '\n' in v:
-            raise ValueError(f'{path}: it says {n}={str(v)[:60]!r}; expected {kind.__name__}, as {usual[n]!r}')
-    with untrusted(path): return cls(**values)

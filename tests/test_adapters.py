@@ -416,7 +416,7 @@ def test_each_kind_is_trained_resumed_and_opened(family, data, kind, bases, tmp_
     file = sys.modules[type(model).__module__]
     encode = lambda e: models.rows_of(file, model.config.kind).encode(e, tokenizer, model.config)
     (title, (rows, m)), = train.validation(text.open_meta(flags[1][7:]), 1337, encode).items()
-    look = train.Evaluation(train.Feed(file, model.config, rows, torch.device('cpu'), tokenizer), 4, 3, tokenizer, m, 0, 1)
+    look = train.Evaluation(train.Feed(file, model.config, rows, torch.device('cpu'), tokenizer), 4, 3, m, 0, 1)
     found = look(model, model, contextlib.nullcontext)
     assert found['val_loss'] == pytest.approx(wanted, rel=1e-5)
     if data != 'instruct':                                                 # and beside a base, as sample.py does it

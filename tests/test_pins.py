@@ -41,7 +41,8 @@ from lib.models import make_batch
 from lib.models import rows_of
 
 BEFORE = '232c872'
-ADDED = set()                    # places of what was added to files on purpose since, such as 'ckpt.pt.train.method'
+# places of what was added to files on purpose since: --method
+ADDED = {f'{name}.pt.train.method' for name in ('ckpt', 'best', 'merged')}
 FAMILIES = ('gpt', 'bert', 't5', 'electra')
 
 

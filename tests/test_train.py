@@ -10,7 +10,7 @@ import torch
 
 import bert, bpe, gpt, train
 from data import files, rows
-from lib import device
+from lib import device, tasks
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = '--model=gpt --n_layer=2 --n_head=2 --n_embd=24 --block_size=16 --batch_size=8 --max_iters=6 --eval_interval=3 --eval_iters=11 --log_interval=2 --device=cpu --optimizer=adamw'.split()
@@ -107,13 +107,22 @@ def test_the_shell_gets_one_line_and_a_status():
 
 
 def test_help_groups_flags_and_shows_the_presets_values(capsys):
-    with pytest.raises(SystemExit) as e: train.main(['--model=gpt', '--preset=gpt2-medium', '--help'])
+    with pytest.raises(SystemExit) as e: train.main(['--model=gpt', '--preset=gpt2-medium', '--help=all'])
     text = capsys.readouterr().out
     assert e.value.code == 0
     assert re.search(r'\nrun\n(.*\n)*\noptimizer\n(.*\n)*\ngpt.py.*\n', text)
     assert re.search(r'--n_layer=24 .*\(default 12\)', text) and re.search(r'--preset=gpt2-medium', text)
     for cls in (train.Config, gpt.Config):
         for group, comment, field in train.fields_of(cls): assert comment and f'--{field.name}=' in text, field.name
+
+
+def test_help_shows_what_matters_on_a_screen(capsys):
+    with pytest.raises(SystemExit): train.main(['--model=gpt', '--preset=gpt2-medium', '--help'])
+    text = capsys.readouterr().out
+    shown = re.findall(r'^  --(\w+)=', text, re.M)
+    assert len(shown) == 15 and {'model', 'data', 'resume', 'n_layer'} < set(shown) and 'optimizer' not in shown
+    assert '--help=all' in text and 'Model(config)' not in text and text.count('\n') <= 45
+    assert re.search(r'--n_layer=24 .*\(default 12\)', text)
 
 
 # ---------------------------------------------------------------------------------------------------- data order
@@ -270,13 +279,13 @@ def test_schedules():
     for name, oracle in (('cosine', get_cosine_schedule_with_warmup), ('linear', get_linear_schedule_with_warmup)):
         opt = dummy(); s = oracle(opt, 5, 50)
         for step in range(50):
-            if step >= 5: assert 2.0 * train.lr_at(step, c(lr_schedule=name)) == pytest.approx(s.get_last_lr()[0], abs=1e-9)
+            if step >= 5: assert 2.0 * train.learning_rate_share(step, c(lr_schedule=name)) == pytest.approx(s.get_last_lr()[0], abs=1e-9)
             opt.step(); s.step()
-    assert [train.lr_at(i, c()) for i in (0, 4)] == [1 / 6, 5 / 6] and train.lr_at(5, c()) == 1
-    assert train.lr_at(50, c(min_lr=0.2)) == pytest.approx(0.1) and train.lr_at(80, c(lr_decay_iters=40, min_lr=0.2)) == pytest.approx(0.1)
-    assert train.lr_at(30, c(lr_schedule='constant')) == 1
-    assert train.lr_at(19, c(lr_schedule='inverse_sqrt')) == pytest.approx((5 / 20) ** 0.5)
-    assert [train.lr_at(i, c(lr_schedule='wsd', decay_share=0.2)) for i in (39, 40, 45, 50)] == pytest.approx([1, 1, 0.5, 0])
+    assert [train.learning_rate_share(i, c()) for i in (0, 4)] == [1 / 6, 5 / 6] and train.learning_rate_share(5, c()) == 1
+    assert train.learning_rate_share(50, c(min_lr=0.2)) == pytest.approx(0.1) and train.learning_rate_share(80, c(lr_decay_iters=40, min_lr=0.2)) == pytest.approx(0.1)
+    assert train.learning_rate_share(30, c(lr_schedule='constant')) == 1
+    assert train.learning_rate_share(19, c(lr_schedule='inverse_sqrt')) == pytest.approx((5 / 20) ** 0.5)
+    assert [train.learning_rate_share(i, c(lr_schedule='wsd', decay_share=0.2)) for i in (39, 40, 45, 50)] == pytest.approx([1, 1, 0.5, 0])
 
 
 # ---------------------------------------------------------------------------------------------------- the loop
@@ -588,7 +597,7 @@ def test_an_exported_tokenizer_frames_texts_as_the_model_does(family, more, kind
     train.export_hf(file, file.Model(config), tokenizer, str(tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     for pair in (['who won'], ['who won', 'a film in town'], ['the town ' * 9]):
-        row, = file.encode(dict(zip(('text', 'text_b'), pair), label=0), tokenizer, config)
+        row, = tasks.encode(dict(zip(('text', 'text_b'), pair), label=0), tokenizer, config)
         found = theirs(*pair, truncation=True)
         assert found['input_ids'] == row['ids'] and found.get('token_type_ids') == (row['segments'] if config.n_segments == 2 else None), pair
     assert (theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id, theirs.pad_token_id) == tuple(roles[f'{r}_id'] for r in ('cls', 'sep', 'mask', 'pad'))
