@@ -1,27 +1,13 @@
 """Encoder-decoders in one file: T5, T5 v1.1, Flan-T5, mT5, UL2, AlexaTM's shape.
 
-    # fills the holes in the standard library's source
-    python train.py --model=t5
-    # learns to turn "input" into "target"
-    python train.py --model=t5 --init_from=out/t5 --data=my.jsonl
+    python train.py --model=t5         # learns to fill the holes in the standard library's source
+    python train.py --model=t5 --init_from=out/t5 --data=my.jsonl    # turns "input" into "target"
 
 A text is damaged, the encoder reads the damaged text, the decoder writes what is missing. Which
-damage it is, --objective says. spans and prefix are in this file, the others in lib/noise.py:
+damage it is, --objective says: spans and prefix are in this file, the others in lib/noise.py.
 
-    spans      Thank you <X> me to your party <Y>  ->  <X> for inviting <Y> last week
-               (T5, 3.1.4; lengths do not vary)
-    drop       Thank you me to your party week     ->  for inviting last
-    prefix     Thank you for inviting              ->  me to your party last week
-    mass       Thank you <M> <M> me to your <M>    ->  the whole text
-    bert       like mass, but a tenth of the <M> are random tokens
-    deshuffle  party me for your to last week      ->  the whole text
-    mask delete infill permute rotate              ->  the whole text: BART's five (2.2)
-               infill puts one <M> for a span of Poisson length, also of length 0
-    bart       permute, then infill
-    ul2        spans of 7 settings; each row begins with the token of its mode:
-               R usual, S the end is missing, X extreme
-    alexatm    the whole text from one without some spans (4 of 5 rows);
-               or [CLM] and the first 20 to 80 % -> the rest
+    spans     Thank you <X> me to your party <Y>  ->  <X> for inviting <Y> last week   (T5, 3.1.4)
+    prefix    Thank you for inviting              ->  me to your party last week
 
 Papers: T5 Raffel et al. 2020 (1910.10683), v1.1 Shazeer 2020 (2002.05202), BART Lewis et al. 2020
 (1910.13461), UL2 Tay et al. 2022 (2205.05131), AlexaTM 20B Soltan et al. 2022 (2208.01448), Flan
@@ -30,16 +16,15 @@ Chung et al. 2022 (2210.11416), mT5 Xue et al. 2021 (2010.11934); RMS-scaled Ada
 
 Where we depart from them: an exact share of each row is damaged (the papers draw each token), so
 shapes are static; an untied head starts at C^-1/2, so that the first loss is ln V; shared=true
-leaves the decoder's cross-attention and the two tables of positions unshared; a decoder alone has
-its loss on the targets only; UL2's modes and AlexaTM's [CLM] are the last sentinels; AlexaTM's
-shape has T5's norm and positions.
+leaves the decoder's cross-attention and the two tables of positions unshared; a decoder alone
+(lib/one_stack.py) has its loss on the targets only; AlexaTM's shape has T5's norm and positions.
 
 Letters: B batch, T target tokens, S source tokens, L tokens of the undamaged text, C width,
-H heads, D head width, F hidden width of the MLP, V vocabulary, R rows while decoding (B times the
-beams).
+H heads, D head width, F hidden width of the MLP, V vocabulary, R rows while decoding (B x beams).
 """
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -50,24 +35,18 @@ from torch.utils.checkpoint import checkpoint
 family = 't5'                 # which tables of lib/ fit this Model
 kinds = ('text', 'pairs')     # the kinds of data that it trains on
 
-architectures = ('encoder-decoder', 'decoder', 'prefix')
 objectives = ('spans', 'drop', 'prefix', 'mass', 'bert', 'mask', 'deshuffle', 'delete', 'infill',
               'permute', 'rotate', 'bart', 'ul2', 'alexatm')
 ragged = ('prefix', 'infill', 'bart', 'ul2', 'alexatm')  # their rows differ in length
-
-
-def gelu_tanh(x):
-    return F.gelu(x, approximate='tanh')
-
-
-activations = {'relu': F.relu, 'gelu_tanh': gelu_tanh, 'gelu': F.gelu, 'silu': F.silu}
+activations = dict(relu=F.relu, gelu_tanh=partial(F.gelu, approximate='tanh'), gelu=F.gelu,
+                   silu=F.silu)
 
 
 @dataclass
 class Config:
     vocab_size: int = 32128      # V: number of tokens; train.py takes it from the data
     vocab_multiple: int = 1      # the token table's rows are a multiple of this (128 suits a GPU)
-    block_size: int = 512        # S: tokens that the encoder reads; the objective says of how much text
+    block_size: int = 512        # S: tokens that the encoder reads, made of more or less text
     target_size: int = 128       # T: tokens of the longest target of kind pairs
     n_layer: int = 6             # blocks of the encoder
     n_decoder_layer: int = 0     # blocks of the decoder; 0: n_layer
@@ -83,14 +62,14 @@ class Config:
     norm_eps: float = 1e-6       # added to the mean square
     buckets: int = 32            # relative positions are told apart in this many classes
     max_distance: int = 128      # and not at all from here on
-    architecture: str = 'encoder-decoder'  # or decoder (a language model of source + target), prefix
+    architecture: str = 'encoder-decoder'  # or one stack: decoder (causal), prefix (the target is)
     shared: bool = False         # the encoder's blocks are the decoder's, but for cross-attention
     checkpoint_activations: bool = False  # recompute each block in the backward pass: saves memory
-    residual_autocast: bool = False  # bf16 residual stream under autocast: faster, slightly less exact
+    residual_autocast: bool = False  # bf16 residual stream under autocast: faster, less exact
     objective: str = 'spans'     # spans drop prefix mass bert deshuffle mask delete infill permute rotate bart ul2 alexatm
-    density: float = 0.0         # share of the tokens that is damaged; 0: 0.15, but 0.3 for infill and bart
+    density: float = 0.0         # share of tokens that is damaged; 0: 0.15, or 0.3 for infill, bart
     span: float = 3.0            # mean length of a span
-    kind: str = 'text'           # text (the objective above) | pairs; train.py takes it from the data
+    kind: str = 'text'           # text (see objective) | pairs; train.py takes it from the data
     beams: int = 1               # beams that write the predictions of an evaluation; 1: greedy
     pad_id: int = 0              # token of padding, and the first one that the decoder reads
     start_id: int = -1           # the first token that the decoder reads, if not pad_id
@@ -102,18 +81,17 @@ class Config:
     n_sentinel: int = 100        # number of sentinels
 
     def __post_init__(self):
-        choices = dict(activation=tuple(activations), architecture=architectures,
-                       objective=objectives, kind=kinds)
+        choices = dict(activation=activations, objective=objectives, kind=kinds,
+                       architecture=('encoder-decoder', 'decoder', 'prefix'))
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f'{name}={value!r} is not one of: {" ".join(map(repr, allowed))}')
-        for name in ('vocab_size', 'vocab_multiple', 'target_size', 'n_layer', 'n_head', 'n_embd',
-                     'n_hidden', 'beams'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)}: expected 1 or more')
-        if self.block_size < 8:
-            raise ValueError(f'block_size={self.block_size}: expected 8 or more')
+        at_least = dict(vocab_size=1, vocab_multiple=1, block_size=8, target_size=1, n_layer=1,
+                        n_head=1, n_embd=1, n_hidden=1, span=1, beams=1)
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(f'{name}={getattr(self, name)}: expected {least} or more')
         if not self.head_dim and self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; '
                              'or give --head_dim')
@@ -122,8 +100,6 @@ class Config:
                              'expected a multiple of 4, and more than half of it')
         if not 0 <= self.density <= 0.9:
             raise ValueError(f'density={self.density}: expected 0 to 0.9')
-        if self.span < 1:
-            raise ValueError(f'span={self.span}: expected 1 or more')
         if self.shared and self.decoder_layers != self.n_layer:
             raise ValueError('shared=true needs as many blocks on both sides: '
                              f'n_layer={self.n_layer}, n_decoder_layer={self.n_decoder_layer}')
@@ -156,8 +132,8 @@ class Config:
         return self.sentinel_first + self.sentinel_step * i
 
     def noisy(self, L, density=0.0, span=0.0):
-        """How many of L tokens are damaged, and in how many spans they come: T5's own rounding.
-        density and span: those of the config if not given."""
+        """How many of L tokens are damaged, and in how many spans: T5's own rounding. density and
+        span: those of the config if not given."""
         if not density:
             density = self.density or (0.3 if self.objective in ('infill', 'bart') else 0.15)
         lost = min(max(round(L * density), 1), L - 1)
@@ -166,8 +142,8 @@ class Config:
 
     @property
     def lengths(self):
-        """(L, S, T): tokens of the longest text whose damaged form fits into block_size, and of
-        the source and the target made of it. T5's are (568, 512, 114)."""
+        """(L, S, T): tokens of the longest text whose damaged form fits into block_size, of the
+        source and of the target that it makes. T5's are (568, 512, 114)."""
         if self.kind != 'text':
             return 0, self.block_size, self.target_size
         L = self.block_size
@@ -177,8 +153,7 @@ class Config:
             L += 1
         return L, *sizes(self, L)
 
-# --------------------------------------------------------------------------------------------------
-# presets: what differs from T5-small
+# ---------------------------------------------------------- presets: what differs from T5-small
 
 _v11 = dict(activation='gelu_tanh', gated=True, tied=False, scale_head=False)
 _v10_sizes = {
@@ -212,9 +187,9 @@ presets = {
                         tied=False, scale_head=False, objective='alexatm'),
 }
 
-# What trains well: overrides of train.py's fields (and of Config's). Rates are relative: each matrix
-# moves by learning_rate times its own RMS. Weights to start from are fine-tuned as the paper does it,
-# at a constant rate (3.1.2); a preset is pre-trained, with the paper's 1 / sqrt(step).
+# What trains well: overrides of train.py's fields (and of Config's). Rates are relative: each
+# matrix moves by learning_rate times its own RMS. Weights to start from are fine-tuned as the paper
+# does it, at a constant rate (3.1.2); a preset is pre-trained, with the paper's 1 / sqrt(step).
 recipe = dict(preset='small', vocab_multiple=128, rms_scale=True, learning_rate=1e-3,
               lr_schedule='constant', batch_size=32, warmup_iters=20, weight_decay=0.0,
               beta1=0.9, beta2=0.999, eps=1e-6, grad_clip=1.0)
@@ -229,9 +204,9 @@ recipes['small'] = dict(learning_rate=1e-2, lr_schedule='linear', warmup_iters=2
 finetune = {n: v for n, v in recipe.items() if n not in ('preset', 'vocab_multiple')}
 finetune |= dict(epochs=3.0, eval_interval=0)
 
-# --------------------------------------------------------------------------------------------------
-# batches of running text: the objectives. Each takes the text (B, L) and uniform numbers u (B, 2L),
-# and returns source (B, S), target (B, T), ended by eot_id and then padded with -1.
+# ---------------------------------------------------------- objectives, and batches of running text
+# An objective takes the text (B, L) and uniform numbers u (B, 2L), and returns source (B, S) and
+# target (B, T), each row ended by eot_id and then padded with -1.
 
 def sizes(config, L):
     """The lengths S of the source and T of the target that L tokens of text make."""
@@ -245,7 +220,7 @@ def sizes(config, L):
 
 
 def split(u, total, n):
-    """Cuts `total` into n parts, none empty, all ways equally likely -> the end of each part (B, n)."""
+    """Cuts `total` into n parts, none empty, all ways equally likely -> where each ends (B, n)"""
     end = np.full((len(u), 1), total)
     if n == 1:
         return end
@@ -254,45 +229,43 @@ def split(u, total, n):
 
 
 def with_sentinels(config, tokens, columns):
-    """Rows of the same number K of tokens, sentinel i put in at columns[:, i], and the end of text.
-
-    tokens: those of all rows, (B K); columns: (B, n) -> (B, K + n + 1)
-    """
+    """Rows of K tokens each, sentinel i put in at columns[:, i], and the end of text.
+    tokens: those of all rows, (B K); columns: (B, n) -> (B, K + n + 1)"""
     B, n = columns.shape
     row = np.full((B, len(tokens) // B + n + 1), config.eot_id)
     is_token = np.ones(row.shape, bool)
     is_token[:, -1] = False
     np.put_along_axis(is_token, columns, False, axis=1)
-    sentinels = config.sentinel(np.arange(n))
-    np.put_along_axis(row, columns, np.broadcast_to(sentinels, columns.shape), axis=1)
+    np.put_along_axis(row, columns, config.sentinel(np.arange(n)), axis=1)
     row[is_token] = tokens
     return row
 
 
 def spans(config, tokens, u, density=0.0, span=0.0):
-    """Spans of the text become sentinels; the target is each sentinel with the span behind it.
-    The text begins with tokens that are kept and ends with a span."""
+    """Spans of the text become sentinels; the target is each sentinel with its span behind it. The
+    text begins with tokens that are kept and ends with a span."""
     B, L = tokens.shape
     lost, n = config.noisy(L, density, span)
-    kept_ends = split(u, L - lost, n)                              # (B, n): kept tokens before span i
-    lost_ends = split(u[:, L:], lost, n)                           # (B, n): lost ones up to its end
+    kept_ends = split(u, L - lost, n)                              # (B, n): kept before span i
+    lost_ends = split(u[:, L:], lost, n)                           # (B, n): lost up to its end
     lost_begins = np.pad(lost_ends[:, :-1], ((0, 0), (1, 0)))
     edges = np.zeros((B, L + 1), np.int8)
     np.put_along_axis(edges, kept_ends + lost_begins, 1, axis=1)   # a span begins
     np.put_along_axis(edges, kept_ends + lost_ends, -1, axis=1)    # and ends
     is_lost = edges[:, :L].cumsum(axis=1, dtype=np.int8) > 0
     i = np.arange(n)
-    return (with_sentinels(config, tokens[~is_lost], kept_ends + i),
-            with_sentinels(config, tokens[is_lost], lost_begins + i))
+    source = with_sentinels(config, tokens[~is_lost], kept_ends + i)
+    target = with_sentinels(config, tokens[is_lost], lost_begins + i)
+    return source, target
 
 
 def prefix(config, tokens, u, low=0.0, high=1.0):
-    """The source is the beginning of the text, a share of it between low and high; the target is the rest."""
+    """The source is the first part of the text, low to high of it; the target is the rest."""
     L = tokens.shape[1]
-    n = np.clip((L * (low + (high - low) * u[:, :1])).astype(np.int64), 1, L - 1)
+    share = low + (high - low) * u[:, :1]                          # (B, 1)
+    n = np.clip((L * share).astype(np.int64), 1, L - 1)
     column = np.arange(L)
-    source = np.full(tokens.shape, -1)
-    source[column < n] = tokens[column < n]
+    source = np.where(column < n, tokens.astype(np.int64), -1)
     source[column == n] = config.eot_id
     target = np.full(tokens.shape, -1)
     target[column < L - n] = tokens[column >= n]
@@ -302,8 +275,8 @@ def prefix(config, tokens, u, low=0.0, high=1.0):
 
 def check_sentinels(config, L):
     """Raises ValueError if the tokenizer has fewer sentinels than a row of L tokens takes."""
-    needed = dict(spans=config.noisy(L)[1], ul2=config.noisy(L, 0.5, 3)[1] + 3, alexatm=1)
-    needed = needed.get(config.objective, 0)
+    spans_of = dict(spans=config.noisy(L)[1], ul2=config.noisy(L, 0.5, 3)[1] + 3, alexatm=1)
+    needed = spans_of.get(config.objective, 0)
     if needed and config.sentinel_first < 0:
         raise ValueError(f'objective={config.objective} needs sentinels, which this tokenizer '
                          'lacks: use --tokenizer=bpe')
@@ -313,12 +286,10 @@ def check_sentinels(config, L):
 
 
 def batch(draw, config, rng):
-    """One micro-batch of running text: source (B, S) and last the targets (B, T).
-
-    Where rows differ in length, two arrays stand between: which tokens of the source are real, bool
-    (B, S); and the places (of B T) that the loss is computed at, real targets first (their number is
-    rounded up to a multiple of 64). Targets of padding are -1. Pairs are batched by lib/pairs.py.
-    """
+    """One micro-batch of running text: source (B, S) and last the targets (B, T), -1 for padding.
+    Where rows differ in length, two arrays stand between: mask, bool (B, S), which tokens of the
+    source are real; and places, those of the B T targets that the loss is computed at, real ones
+    first (their number is a multiple of 64). Rows of pairs come from lib/pairs.py."""
     L, _, _ = config.lengths
     check_sentinels(config, L)
     tokens = draw(L)                                               # (B, L)
@@ -341,13 +312,14 @@ def fill(tokenizer):
     sentinels = tokenizer.sentinels
     stops = [ids[0] for ids in map(tokenizer.encode, '.\n') if len(ids) == 1]
     masks = [i for i in (tokenizer.mask, *sentinels[:1], tokenizer.eot) if i is not None]
+    starts_with_eot = tokenizer.pad is None and tokenizer.eot is not None
     return dict(sentinel_first=sentinels[0] if sentinels else -1,
                 sentinel_step=sentinels[1] - sentinels[0] if len(sentinels) > 1 else 1,
-                n_sentinel=len(sentinels), mask_id=masks[0] if masks else 0, stop_id=stops[0] if stops else -1,
-                start_id=-1 if tokenizer.pad is not None or tokenizer.eot is None else tokenizer.eot)
+                n_sentinel=len(sentinels),
+                mask_id=masks[0] if masks else 0, stop_id=stops[0] if stops else -1,
+                start_id=tokenizer.eot if starts_with_eot else -1)
 
-# --------------------------------------------------------------------------------------------------
-# modules
+# ---------------------------------------------------------- modules
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, in fp32 whatever comes in; returns the weight's dtype."""
@@ -364,8 +336,8 @@ class RMSNorm(nn.Module):
 
 
 def fused(width, **parts):
-    """Several linear layers of one input as one, which is faster. .parts has the rows of each, in
-    order, for who wants them apart: adapters, Muon."""
+    """Several linear layers of one input as one, which is faster. .parts has the rows of each, for
+    those who need them apart: adapters, Muon."""
     layer = nn.Linear(width, sum(parts.values()), bias=False)
     layer.parts = parts
     return layer
@@ -386,8 +358,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, config.n_embd, bias=False)
 
     def heads(self, x):
-        """(B, T, H D) -> (B, H, T, D)"""
-        return x.unflatten(-1, (self.H, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.H, -1)).transpose(1, 2)       # (B, T, H D) -> (B, H, T, D)
 
     def keys(self, x):
         """x: (B, S, C) -> keys and values, (B, H, S, D) each"""
@@ -396,10 +367,8 @@ class Attention(nn.Module):
 
     def forward(self, x, keys, bias=None):
         """x: (R, T, C); keys: k and v (B, H, S, D); bias: float, or bool for who is seen,
-        (1 or B, 1 or H, 1 or T, S). -> (R, T, C)
-
-        Rows that share their keys (the beams of one source, R = n B) are taken together.
-        """
+        (1 or B, 1 or H, 1 or T, S) -> (R, T, C). Rows that share their keys (the beams of one
+        source, R = n B) are taken together."""
         R, T, _ = x.shape
         k, v = keys
         q = self.heads(self.q(x))                                  # (R, H, T, D)
@@ -428,10 +397,8 @@ class MLP(nn.Module):
         self.gated = config.gated
         self.activation = activations[config.activation]
         self.drop = nn.Dropout(config.dropout)
-        if config.gated:
-            self.up = fused(config.n_embd, gate=config.n_hidden, up=config.n_hidden)
-        else:
-            self.up = fused(config.n_embd, up=config.n_hidden)
+        parts = ('gate', 'up') if config.gated else ('up',)
+        self.up = fused(config.n_embd, **dict.fromkeys(parts, config.n_hidden))
         self.down = nn.Linear(config.n_hidden, config.n_embd, bias=False)
 
     def forward(self, x):
@@ -450,7 +417,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention (in the decoder of two stacks), MLP; each on the norm of x."""
+    """Self-attention, cross-attention (in the decoder of two stacks) and MLP, each after a norm."""
 
     def __init__(self, config, cross):
         super().__init__()
@@ -464,12 +431,9 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x, bias, memory=None, real=None, write=None):
-        """x: (B, T, C) -> (B, T, C)
-
-        memory: what the encoder says (B, S, C), or its keys and values; None: no cross-attention.
-        real: bool (B, 1, 1, S), which of the memory is no padding. write: a function that puts keys
-        and values into a cache and returns all that it holds.
-        """
+        """x: (B, T, C) -> (B, T, C). memory: the encoder's output (B, S, C), or keys and values of
+        it; None: no cross-attention. real: bool (B, 1, 1, S), which of it is no padding. write: a
+        function that puts keys and values into a cache and returns all that it holds."""
         y = self.norm_self(x)
         keys = self.attention.keys(y)
         if write is not None:
@@ -483,11 +447,9 @@ class Block(nn.Module):
 
 
 def bucket(far, two_way, n, max_distance):
-    """The class, 0 to n - 1, of a relative position far = key - query, of any shape (T5, 2.1).
-
-    Half of the classes are exact, the others grow with the logarithm up to max_distance. two_way:
-    half of them are for each side, else all are for the past.
-    """
+    """The class, 0 to n - 1, of a relative position far = key - query, of any shape (T5, 2.1). Half
+    of the classes are exact, the others grow with the logarithm up to max_distance. two_way: half
+    of them are for each side, else all are for the past."""
     side = 0
     if two_way:
         n = n // 2
@@ -501,71 +463,6 @@ def bucket(far, two_way, n, max_distance):
     return side + torch.where(far < exact, far, wide.clamp(max=n - 1))  # log 0 = -inf is not taken
 
 
-class HeadLoss(torch.autograd.Function):
-    """Sum of -log softmax(x W^T)[y] over y >= 0, times scale. The gradient (p - 1[y]) is made while p
-    is at hand, some rows at a time: memory fresh from the system costs a CPU as much as a third of
-    the multiplications."""
-
-    @staticmethod
-    def forward(ctx, x, W, V, y, scale, rows=192):
-        """x: (N, C), W: (V or more, C), y: (N,), -1 where there is no target -> the loss, ()"""
-        dx = torch.empty_like(x)
-        dW = torch.zeros_like(W)
-        loss = x.new_zeros(())
-        buffer = x.new_empty(min(rows, len(x)), V)
-        W = W[:V]                                                  # rows of padding have no logit
-        for start in range(0, len(x), rows):
-            part = x[start:start + rows]
-            target = y[start:start + rows].clamp(min=0)[:, None]
-            real = (y[start:start + rows] >= 0)[:, None]
-            z = torch.mm(part, W.t(), out=buffer[:len(part)])      # (rows, V)
-            top, i = z.max(dim=1, keepdim=True)
-            hit = z.gather(1, target)
-            p = torch._softmax(z, 1, False, out=z)
-            log_sum = top - p.gather(1, i).log()                   # log sum exp z = top - log p(top)
-            loss += ((log_sum - hit) * real).sum()
-            p.scatter_add_(1, target, -torch.ones_like(hit))
-            if not real.all():
-                p.mul_(real)
-            torch.mm(p, W, out=dx[start:start + rows])
-            dW[:V].addmm_(p.t(), part * scale)
-        ctx.save_for_backward(dx.mul_(scale), dW)
-        return loss * scale
-
-    @staticmethod
-    def backward(ctx, g):
-        dx, dW = ctx.saved_tensors
-        if g != 1:
-            dx = dx * g
-            dW = dW * g
-        return dx, dW, None, None, None, None
-
-
-class Cache:
-    """Keys and values of the tokens so far, in tensors of fixed size; the place is a tensor too, so
-    that a compiled step never changes its shapes."""
-
-    def __init__(self, config, rows, length, bias, memory, real):
-        """rows: R; length: tokens that a row can hold; bias: (H, length), by distance; memory: each
-        block's keys and values of the source, computed once; real: bool (B, 1, 1, S)"""
-        shape = (config.decoder_layers, rows, config.n_head, length, config.width)
-        self.length = length
-        self.bias = bias
-        self.memory = memory
-        self.real = real
-        self.k = bias.new_zeros(shape)
-        self.v = bias.new_zeros(shape)
-        self.seen = None               # (R, 1, 1, length): a decoder alone has padding in its prompts
-        self.position = torch.zeros((), dtype=torch.long, device=bias.device)  # tokens held
-        self.places = torch.arange(length, device=bias.device)
-
-    def reorder(self, rows):
-        """Row i becomes what row rows[i] was, (R,); the beams of a source stay among themselves."""
-        n = int(self.position) if self.position.device.type == 'cpu' else self.length
-        for held in (self.k, self.v):
-            held[:, :, :, :n] = held[:, rows, :, :n]
-
-
 class Model(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -575,12 +472,11 @@ class Model(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         if config.two:
             if not config.shared:
-                blocks = (Block(config, cross=False) for _ in range(config.n_layer))
-                self.encoder = nn.ModuleList(blocks)
+                self.encoder = nn.ModuleList(Block(config, False) for _ in range(config.n_layer))
             self.encoder_bias = nn.Embedding(config.buckets, config.n_head)
             self.encoder_norm = RMSNorm(C, config.norm_eps)
-        blocks = (Block(config, cross=config.two) for _ in range(config.decoder_layers))
-        self.decoder = nn.ModuleList(blocks)
+        L = config.decoder_layers
+        self.decoder = nn.ModuleList(Block(config, config.two) for _ in range(L))
         self.decoder_bias = nn.Embedding(config.buckets, config.n_head)
         self.decoder_norm = RMSNorm(C, config.norm_eps)
         self.head = nn.Linear(C, config.rows, bias=False)
@@ -597,8 +493,7 @@ class Model(nn.Module):
                    down=c.n_hidden ** -0.5, tokens=1.0)
         for name, p in self.named_parameters():
             if p.ndim == 2:
-                layer = name.split('.')[-2]
-                p.normal_(0, std.get(layer, c.n_embd ** -0.5))
+                p.normal_(0, std.get(name.split('.')[-2], c.n_embd ** -0.5))
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -608,15 +503,14 @@ class Model(nn.Module):
         return self
 
     def bias(self, table, T, S, two_way, real=None, causal=False):
-        """The bias of T queries on S keys, (1 or B, H, T, S), -inf where a query must not look.
-
-        It is computed per distance, then laid out by reading rows of T + S numbers with a stride one
-        shorter: each row begins one place further on. The gradient is a plain sum.
-        """
+        """The bias of T queries on S keys, (1 or B, H, T, S), -inf where a query must not look. It
+        is computed per distance, then laid out by reading rows of T + S numbers with a stride one
+        shorter: each row begins one place further on. The gradient is a plain sum."""
         c = self.config
         r = torch.arange(S + T, device=table.weight.device)
         far = torch.where(r < S, r, r - S - T)                     # 0 .. S - 1, -T .. -1
-        w = table(bucket(far, two_way, c.buckets, c.max_distance)).t()  # (H, S + T)
+        classes = bucket(far, two_way, c.buckets, c.max_distance)
+        w = table(classes).t()                                     # (H, S + T)
         w = w[:, None].expand(-1, T, -1).flatten(1)[:, :T * (S + T - 1)]
         w = w.unflatten(1, (T, -1))[:, :, :S].contiguous()[None]   # (1, H, T, S)
         if causal:
@@ -624,7 +518,9 @@ class Model(nn.Module):
         if real is not None:
             w = w.masked_fill(~real, -math.inf)
         device = w.device.type
-        return w.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else w
+        if torch.is_autocast_enabled(device):
+            w = w.to(torch.get_autocast_dtype(device))
+        return w
 
     def run(self, block, *inputs):
         if self.config.checkpoint_activations and self.training:
@@ -646,58 +542,29 @@ class Model(nn.Module):
             x = self.run(block, x, bias)
         return self.drop(self.encoder_norm(x))
 
-    def join(self, source, target_in, mask):
-        """For a decoder alone: source and target as one row of S + T tokens, padding first
-        -> x (B, S + T, C), bias, and which tokens are real (B, 1, 1, S + T)"""
-        S = source.size(1)
-        real = None
-        if mask is not None:           # rotated, so that the last token of the source comes last
-            turn = (torch.arange(S, device=mask.device) + mask.sum(1, keepdim=True)) % S
-            source = source.gather(1, turn)
-            mask = mask.gather(1, turn)
-            is_target = torch.ones_like(target_in, dtype=torch.bool)
-            real = torch.cat((mask, is_target), dim=1)[:, None, None]
-        ids = torch.cat((source, target_in), dim=1)
-        two_way = self.config.architecture == 'prefix'
-        i = torch.arange(ids.size(1), device=ids.device)
-        seen = i <= i[:, None]                                     # (S + T, S + T)
-        if two_way:
-            seen = seen | ((i < S) & (i < S)[:, None])
-        if real is not None:
-            seen = seen & real | (i == i[:, None])                 # padding sees itself: no NaN
-        bias = self.bias(self.decoder_bias, len(i), len(i), two_way, seen)
-        return self.begin(self.tokens(ids)), bias, real
-
     def hidden(self, source, target_in, mask=None):
-        """source (B, S), what the decoder reads (B, T), which source tokens are real (B, S)
-        -> what the head reads, (B, T, C)"""
-        S = source.size(1)
-        if self.config.two:
-            T = target_in.size(1)
-            real = None if mask is None else mask[:, None, None]
-            both = self.tokens(torch.cat((source, target_in), dim=1))  # so the table has one gradient
-            memory = self.encode(both[:, :S], real)
-            x = self.begin(both[:, S:])
-            bias = self.bias(self.decoder_bias, T, T, False, causal=True)
-            for block in self.decoder:
-                x = self.run(block, x, bias, memory, real)
-        else:
-            x, bias, _ = self.join(source, target_in, mask)
-            for block in self.decoder:
-                x = self.run(block, x, bias)
-            x = x[:, S:]
+        """source (B, S), what the decoder reads (B, T), mask: bool (B, S), which source tokens are
+        real -> what the head reads, (B, T, C)"""
+        if not self.config.two:
+            from lib import one_stack
+            return one_stack.hidden(self, source, target_in, mask)
+        S, T = source.size(1), target_in.size(1)
+        real = None if mask is None else mask[:, None, None]
+        both = self.tokens(torch.cat((source, target_in), dim=1))  # so the table has one gradient
+        memory = self.encode(both[:, :S], real)
+        x = self.begin(both[:, S:])
+        bias = self.bias(self.decoder_bias, T, T, two_way=False, causal=True)
+        for block in self.decoder:
+            x = self.run(block, x, bias, memory, real)
         return self.scaled(self.drop(self.decoder_norm(x)))
 
     def scaled(self, x):
-        """What the head reads, at the scale that a tied table needs."""
         return x * self.config.n_embd ** -0.5 if self.config.scale_head else x
 
     def forward(self, source, *rest, totals=None):
-        """The arrays of a batch, (source, targets) or (source, mask, places, targets) -> loss, stats.
-
+        """(source, targets) or (source, mask, places, targets), as batch() has them -> loss, stats.
         With totals, the number of targets of the global batch, the parts of a batch add up to the
-        loss of the whole. In eval mode stats has the accuracy of the single tokens.
-        """
+        loss of the whole. In eval mode stats has the accuracy of the single tokens."""
         *between, targets = rest
         mask, places = between or (None, None)
         start = torch.full_like(targets[:, :1], self.config.start)
@@ -709,66 +576,44 @@ class Model(nn.Module):
             y = y[places]
         total = (y >= 0).sum().clamp(min=1) if totals is None else totals[0]
         V = self.config.vocab_size
-        if self.head_is_plain(x):
-            return HeadLoss.apply(x, self.head.weight, V, y, 1 / total), {}
+        if self.training and x.device.type == 'cpu' and not torch.compiler.is_compiling():
+            from lib import head_loss
+            if head_loss.fits(self.head, x):
+                return head_loss.HeadLoss.apply(x, self.head.weight, V, y, 1 / total), {}
         logits = self.head(x)[:, :V].float()                       # rows of padding have no logit
         loss = F.cross_entropy(logits, y, ignore_index=-1, reduction='sum') / total
         if self.training:
             return loss, {}
         return loss, {'accuracy': (logits.argmax(dim=-1) == y).sum() / total}
 
-    def head_is_plain(self, x):
-        """May HeadLoss read the head's matrix? Only in fp32 on a CPU, and not if the model is compiled,
-        sharded or has an adapter on its head."""
-        weight = self.head.weight
-        return (self.training and x.device.type == 'cpu'
-                and x.dtype == weight.dtype == torch.float32
-                and not torch.compiler.is_compiling() and not torch.is_autocast_enabled('cpu')
-                and type(self.head) is nn.Linear and type(weight) is nn.Parameter
-                and weight.requires_grad)
-
     def logits(self, source, target_in, mask=None):
-        """source (B, S), what the decoder reads (B, T), which source tokens are real (B, S)
-        -> (B, T, V)"""
+        """source (B, S), what the decoder reads (B, T), mask (B, S) -> (B, T, V)"""
         return self.head(self.hidden(source, target_in, mask))[..., :self.config.vocab_size]
 
     def cache(self, rows, length, source, mask=None):
         """Reads the source (B, S) once, for `rows` rows (a multiple n of B: row i continues source
-        i // n), each of which may step through `length` tokens. mask: bool (B, S), which source
-        tokens are real."""
+        i // n), each of which may step through `length` tokens. mask: as in hidden()."""
         c = self.config
-        B, S = source.shape
-        if not c.two:
-            length += S
+        length += 0 if c.two else source.size(1)
         far = -torch.arange(length, device=source.device)
         classes = bucket(far, c.architecture == 'prefix', c.buckets, c.max_distance)
         bias = self.decoder_bias(classes).t().contiguous()         # (H, length)
-        if c.two:
-            real = None if mask is None else mask[:, None, None]
-            encoded = self.encode(source, real)
-            memory = [tuple(x.contiguous() for x in block.cross.keys(encoded))
-                      for block in self.decoder]
-            return Cache(c, rows, length, bias, memory, real)
-
-        cache = Cache(c, rows, length, bias, [None] * len(self.decoder), None)
-        x, bias, real = self.join(source, source[:, :0], mask)
-        for i, block in enumerate(self.decoder):
-            def write(k, v):
-                cache.k[i, :, :, :S] = k.repeat_interleave(rows // B, dim=0)
-                cache.v[i, :, :, :S] = v.repeat_interleave(rows // B, dim=0)
-                return k, v
-            x = block(x, bias, write=write)
-        if real is not None:
-            seen = F.pad(real, (0, length - S), value=True)
-            cache.seen = seen.repeat_interleave(rows // B, dim=0)
-        cache.position += S
-        return cache
+        from lib.beams import Cache
+        if not c.two:
+            from lib import one_stack
+            cache = Cache(c, rows, length, bias, [None] * c.decoder_layers, None)
+            return one_stack.read(self, cache, source, mask)
+        real = None if mask is None else mask[:, None, None]
+        encoded = self.encode(source, real)
+        memory = [block.cross.keys(encoded) for block in self.decoder]
+        memory = [(k.contiguous(), v.contiguous()) for k, v in memory]
+        return Cache(c, rows, length, bias, memory, real)
 
     def step(self, ids, cache):
-        """ids (R, T), the start token first -> logits of the token that follows the last one (R, V)"""
+        """ids (R, T), the start token first -> logits of what follows the last of them (R, V)"""
         T = ids.size(1)
         if not torch.compiler.is_compiling() and ids.device.type == 'cpu':
-            # reading the place costs nothing here, and saves the work on places that are still empty
+            # reading the place costs nothing here, and saves the work on places still empty
             S = int(cache.position) + T
             if S > cache.length:
                 raise ValueError(f'the cache of {cache.length} tokens is full')
@@ -777,7 +622,8 @@ class Model(nn.Module):
             S = cache.length
             positions = cache.position + cache.places[:T]
         far = positions[:, None] - cache.places[:S]                # (T, S)
-        bias = cache.bias[:, far.clamp(min=0)].masked_fill(far < 0, -math.inf)[None]  # (1, H, T, S)
+        bias = cache.bias[:, far.clamp(min=0)][None]               # (1, H, T, S)
+        bias = bias.masked_fill(far < 0, -math.inf)
         if cache.seen is not None:
             bias = bias.masked_fill(~cache.seen[..., :S], -math.inf)
         x = self.tokens(ids)
@@ -791,73 +637,9 @@ class Model(nn.Module):
         x = self.scaled(self.decoder_norm(x[:, -1]))
         return self.head(x)[:, :self.config.vocab_size]
 
-    def flops(self):
-        """Training flops of one row: 6 N per token a matrix sees, 12 L H D per query and key; causality not halved."""
-        c, (_, S, T), A = self.config, self.config.lengths, self.config.n_head * self.config.width
-        mlp, E, L = (2 + c.gated) * c.n_embd * c.n_hidden, c.n_layer, c.n_decoder_layer or c.n_layer
-        head = 6 * c.rows * c.n_embd * T
-        if not c.two: return L * (6 * (4 * A * c.n_embd + mlp) + 12 * A * (S + T)) * (S + T) + head
-        encoder = E * (6 * (4 * A * c.n_embd + mlp) + 12 * A * S) * S
-        return encoder + L * ((6 * (6 * A * c.n_embd + mlp) + 12 * A * (T + S)) * T + 6 * 2 * A * c.n_embd * S) + head
 
-# --------------------------------------------------------------------------------------------------
-# writing
-
-@torch.no_grad()
-def generate(model, source, mask=None, max_new_tokens=64, temperature=0.0, top_k=0, top_p=1.0,
-             beams=1, length_penalty=1.0, no_repeat_ngram=0, early_stopping=False, generator=None,
-             step=None):
-    """What the model answers to source (B, S): tokens (B, n <= max_new_tokens), up to eot_id and then
-    pad_id.
-
-    mask: bool (B, S), which source tokens are real. temperature 0 takes the likeliest token, else one
-    is drawn from the top_k and the top_p likeliest. beams > 1: beam search, by (sum of log p) /
-    tokens^length_penalty. step: model.step, perhaps compiled. Raises ValueError if beams are to be
-    drawn.
-    """
-    if beams > 1 and temperature:
-        raise ValueError('beam search takes the likeliest texts: leave out temperature, or beams')
-    if beams > 1 or no_repeat_ngram:
-        from lib.beams import search, unrepeated
-    c = model.config
-    B = len(source)
-    device = source.device
-    step = step or model.step
-    cache = model.cache(B * beams, max_new_tokens, source, mask)
-    if beams > 1:
-        return search(c, step, cache, B, beams, max_new_tokens, length_penalty, no_repeat_ngram,
-                      early_stopping)
-
-    out = torch.full((B, max_new_tokens + 1), c.pad_id, device=device)
-    out[:, 0] = c.start
-    done = torch.zeros(B, dtype=torch.bool, device=device)
-    for t in range(1, max_new_tokens + 1):
-        scores = step(out[:, t - 1:t], cache).float()              # (B, V)
-        if no_repeat_ngram:
-            scores = unrepeated(scores, out[:, :t], no_repeat_ngram)
-        if temperature:
-            token = draw_token(scores / temperature, top_k, top_p, generator)
-        else:
-            token = scores.argmax(dim=-1)
-        out[:, t] = torch.where(done, c.pad_id, token)
-        done |= token == c.eot_id
-        # a GPU is asked seldom: it would have to wait
-        if (device.type == 'cpu' or t % 16 == 0) and done.all():
-            break
-    return out[:, 1:t + 1]
-
-
-def draw_token(scores, top_k, top_p, generator):
-    """scores: (B, V) -> a token of each row (B,), drawn from the top_k and the top_p likeliest."""
-    best, order = scores.sort(dim=-1, descending=True)
-    if top_k:
-        best[:, top_k:] = -math.inf
-    p = best.softmax(dim=-1)
-    p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0)            # the likeliest one always stays
-    return order.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]
-
-
-def text_of(ids, tokenizer, eot):
-    """The text of ids, a list, an array or a tensor, up to the token eot."""
-    ids = ids.tolist() if hasattr(ids, 'tolist') else list(ids)
-    return tokenizer.decode(ids[:ids.index(eot)] if eot in ids else ids)
+def generate(model, source, mask=None, max_new_tokens=64, **options):
+    """What the model answers to source (B, S): tokens (B, n <= max_new_tokens), up to eot_id and
+    then pad_id. mask: as in Model.hidden. lib/beams.py has the options: temperature, beams, ..."""
+    from lib import beams
+    return beams.generate(model, source, mask, max_new_tokens, **options)

@@ -1,9 +1,21 @@
-"""The further objectives of t5.py: the noises of T5, BART, MASS, UL2 and AlexaTM, beside spans and prefix.
+"""The further objectives of t5.py: the noises of T5, MASS, BART, UL2 and AlexaTM.
+
+    drop       Thank you me to your party week     ->  for inviting last
+    mass       Thank you <M> <M> me to your <M>    ->  the whole text
+    bert       like mass, but a tenth of the <M> are random tokens
+    deshuffle  party me for your to last week      ->  the whole text
+    mask delete infill permute rotate              ->  the whole text: BART's five (2.2)
+               infill puts one <M> for a span of Poisson length, also of length 0
+    bart       permute, then infill
+    ul2        spans of 7 settings; each row begins with the token of its mode:
+               R usual, S the end is missing, X extreme
+    alexatm    the whole text from one without some spans (4 of 5 rows);
+               or [CLM] and the first 20 to 80 % -> the rest
 
 A noise takes the text (B, L) and uniform numbers u (B, 2L), and returns source (B, S), what the
 encoder reads, and target (B, T), what the decoder writes. Each row is ended by eot_id; behind that
 it is padded with -1. No noise loops over rows: what a row keeps is a mask, which numpy reads out
-row after row. t5.py has an example of each, and the papers.
+row after row. UL2's modes and AlexaTM's [CLM] are the last sentinels. t5.py names the papers.
 
 Letters: B batch, L tokens of the text, S source tokens, T target tokens, K tokens kept, n spans.
 """
@@ -12,7 +24,8 @@ import math
 
 import numpy as np
 
-# UL2, table 1: mean length of a span, density, mode (R 0, S 1, X 2). S is a single span, which ends the text.
+# UL2, table 1: mean length of a span, density, mode (R 0, S 1, X 2). S is a single span, which
+# ends the text.
 ul2_settings = (
     (3, 0.15, 0),
     (8, 0.15, 0),
@@ -59,17 +72,20 @@ def sizes(config, L):
 
 def ended(config, tokens):
     """Rows of n tokens, and the end of text behind them: (B, n + 1)."""
-    end = np.full((len(tokens), 1), config.eot_id)
+    shape = (len(tokens), 1)
+    end = np.full(shape, config.eot_id)
     return np.concatenate((tokens, end), axis=1)
 
 
 def begun(first, tokens):
     """Rows of n tokens, and the token `first` in front of them: (B, n + 1)."""
-    return np.concatenate((np.full((len(tokens), 1), first), tokens), axis=1)
+    shape = (len(tokens), 1)
+    start = np.full(shape, first)
+    return np.concatenate((start, tokens), axis=1)
 
 
 def choose(config, tokens, u):
-    """The tokens that are damaged, the same number of each row: those with the smallest u. -> bool (B, L)"""
+    """Which tokens are damaged, bool (B, L): in each row the same number, those of the smallest u."""
     B, L = tokens.shape
     n = config.noisy(L)[0]
     chosen = np.zeros((B, L), bool)
@@ -104,7 +120,8 @@ def mask(config, tokens, u, random=0.0):
         chance = u[:, L:2 * L]
         any_token = (chance / random * config.vocab_size).astype(np.int64)
         new = np.where(chance < random, any_token, new)
-    return ended(config, np.where(lost, new, tokens)), ended(config, tokens)
+    source = np.where(lost, new, tokens)
+    return ended(config, source), ended(config, tokens)
 
 
 def bert(config, tokens, u):
@@ -115,38 +132,45 @@ def bert(config, tokens, u):
 def deshuffle(config, tokens, u):
     """The source has the tokens in a random order."""
     order = np.argsort(u[:, :tokens.shape[1]])
-    return ended(config, np.take_along_axis(tokens, order, axis=1)), ended(config, tokens)
+    source = np.take_along_axis(tokens, order, axis=1)
+    return ended(config, source), ended(config, tokens)
 
 
 def permute(config, tokens, u):
     """The source has the sentences in a random order; a sentence ends with stop_id."""
     stops = tokens == config.stop_id
     sentence = np.cumsum(stops, axis=1) - stops                    # (B, L): 0 0 0 1 1 2 ..
-    order = np.argsort(np.take_along_axis(u, sentence, axis=1), axis=1, kind='stable')
-    return ended(config, np.take_along_axis(tokens, order, axis=1)), ended(config, tokens)
+    key = np.take_along_axis(u, sentence, axis=1)                  # a number for each sentence
+    order = np.argsort(key, axis=1, kind='stable')
+    source = np.take_along_axis(tokens, order, axis=1)
+    return ended(config, source), ended(config, tokens)
 
 
 def rotate(config, tokens, u):
-    """The source begins with a random token of the text; what stood before it is behind the rest."""
+    """The source begins with a random token of the text; what was before it is behind the rest."""
     L = tokens.shape[1]
     first = (u[:, :1] * L).astype(np.int64)
     order = (np.arange(L) + first) % L
-    return ended(config, np.take_along_axis(tokens, order, axis=1)), ended(config, tokens)
+    source = np.take_along_axis(tokens, order, axis=1)
+    return ended(config, source), ended(config, tokens)
 
 # --------------------------------------------------------------------------------------------------
 # spans of Poisson lengths
 
 def poisson_spans(lost, span):
-    """How many spans of a Poisson length, on average `span`, surely hold `lost` tokens: six deviations more."""
+    """How many spans of Poisson lengths, `span` on average, surely hold `lost` tokens: six standard
+    deviations more than it takes on average."""
     mean = lost / span
     return int(mean + 6 * math.sqrt(mean)) + 4
 
 
 def poisson_lengths(u, span):
     """Lengths of a Poisson distribution with the mean `span`, one for each uniform number."""
-    k = np.arange(int(span + 10 * math.sqrt(span)) + 10)
+    longest = int(span + 10 * math.sqrt(span)) + 10
+    k = np.arange(longest)
     log_factorial = np.array([math.lgamma(i + 1) for i in k])
-    chance = np.exp(k * math.log(span) - span - log_factorial)     # span^k e^-span / k!
+    log_chance = k * math.log(span) - span - log_factorial         # span^k e^-span / k!
+    chance = np.exp(log_chance)
     return np.searchsorted(chance.cumsum(), u)
 
 
@@ -166,31 +190,38 @@ def poisson_holes(config, tokens, u):
     begins = np.pad(ends[:, :-1], ((0, 0), (1, 0)))
     used = begins < n_lost
     at = (u[:, L:L + n] * (L - n_lost + 1)).astype(np.int64)
-    at = np.sort(np.where(used, at, L), axis=1)
+    at = np.where(used, at, L)
+    at = np.sort(at, axis=1)
 
     # A token is lost if more spans have begun than have ended. One histogram counts all rows: row b
     # has the places from b (L + 1) on, and its last place is behind the text.
     def count(places):
-        return np.bincount(places.ravel(), minlength=B * (L + 1)).reshape(B, L + 1)
+        counts = np.bincount(places.ravel(), minlength=B * (L + 1))
+        return counts.reshape(B, L + 1)
 
-    first = np.arange(B)[:, None] * (L + 1) + np.minimum(at + begins, L)
+    row = np.arange(B)[:, None] * (L + 1)
+    first = row + np.minimum(at + begins, L)
     behind = np.where(used, first + ends - begins, first)
-    lost = (count(first) - count(behind))[:, :L].cumsum(axis=1) > 0
+    open_spans = (count(first) - count(behind)).cumsum(axis=1)
+    lost = open_spans[:, :L] > 0
     return lost, at, used
 
 
 def infill(config, tokens, u):
-    """Spans of Poisson lengths become a single <M> each; the target is the whole text (BART, 2.2)."""
+    """Spans of Poisson lengths become an <M> each; the target is the whole text (BART, 2.2)."""
     lost, at, used = poisson_holes(config, tokens, u)
     kept = tokens[~lost].reshape(len(tokens), -1)                  # (B, K)
     K = kept.shape[1]
-    # What a row holds, in any order, and the keys that sort it: kept token i has the key 2i + 1, so
-    # the <M> behind the first i kept tokens has 2i. The end comes next, and then what is not there.
-    held = np.concatenate((np.where(used, config.mask_id, -1), ended(config, kept)), axis=1)
-    keys = np.concatenate((np.where(used, 2 * at, 2 * K + 2),
-                           np.broadcast_to(2 * np.arange(K + 1) + 1, (len(kept), K + 1))), axis=1)
+    # Each token has a key, and the keys sort a row: kept token i has 2i + 1, so that the <M> behind
+    # the first i kept tokens has 2i. The end of the text is next, and last what is not there.
+    masks = np.where(used, config.mask_id, -1)
+    mask_keys = np.where(used, 2 * at, 2 * K + 2)
+    kept = ended(config, kept)
+    kept_keys = np.broadcast_to(2 * np.arange(K + 1) + 1, kept.shape)
+    keys = np.concatenate((mask_keys, kept_keys), axis=1)
     order = np.argsort(keys, axis=1, kind='stable')
-    return np.take_along_axis(held, order, axis=1), ended(config, tokens)
+    source = np.concatenate((masks, kept), axis=1)
+    return np.take_along_axis(source, order, axis=1), ended(config, tokens)
 
 
 def bart(config, tokens, u):
@@ -224,21 +255,25 @@ def ul2(config, tokens, u, spans):
         return begun(config.sentinel(config.n_sentinel - 1 - mode), source), target
 
     ways = [functools.partial(denoise, *setting) for setting in ul2_settings]
-    return mixture(config, tokens, u, ways, (u[:, -1] * len(ways)).astype(np.int64))
+    pick = (u[:, -1] * len(ways)).astype(np.int64)
+    return mixture(config, tokens, u, ways, pick)
 
 
 def alexatm(config, tokens, u, prefix):
-    """The whole text from one without some spans, or, in a fifth of the rows, the rest from its beginning."""
+    """The whole text from one without some spans, or, in a fifth of the rows, the rest of the text
+    from its beginning."""
     def denoise(tokens, u):
         lost, _, _ = poisson_holes(config, tokens, u)
-        return ended(config, tokens[~lost].reshape(len(tokens), -1)), ended(config, tokens)
+        source = tokens[~lost].reshape(len(tokens), -1)
+        return ended(config, source), ended(config, tokens)
 
     def continue_text(tokens, u):
         source, target = prefix(config, tokens, u, 0.2, 0.8)
         return begun(config.sentinel(config.n_sentinel - 1), source), target
 
-    return mixture(config, tokens, u, [denoise, continue_text], (u[:, -1] > 0.8).astype(np.int64))
+    pick = (u[:, -1] > 0.8).astype(np.int64)
+    return mixture(config, tokens, u, [denoise, continue_text], pick)
 
 
-noises = dict(drop=drop, mass=mask, bert=bert, mask=mask, deshuffle=deshuffle, delete=delete, infill=infill,
-              permute=permute, rotate=rotate, bart=bart)
+noises = dict(drop=drop, mass=mask, bert=bert, mask=mask, deshuffle=deshuffle, delete=delete,
+              infill=infill, permute=permute, rotate=rotate, bart=bart)

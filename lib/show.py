@@ -135,8 +135,9 @@ class SeededRow:
 
 @torch.no_grad()
 def show_t5(model, tokenizer, ids):
-    """ids: (L,) tokens, or rows of kind pairs -> what the encoder reads, what the model writes, what was expected."""
-    file = sys.modules[type(model).__module__]                     # the model file: t5.py or a copy of it
+    """ids: (L,) tokens, or rows of kind pairs -> what the encoder reads, what the model writes, and
+    what was expected."""
+    file = sys.modules[type(model).__module__]                     # t5.py, or a copy of it
     config = model.config
     training = model.training
     model.eval()
@@ -151,8 +152,8 @@ def show_t5(model, tokenizer, ids):
 
 
 def answer_of(file, model, tokenizer, arrays):
-    """The arrays of one row -> its source, what the model writes, and the target. Of spans the source has the fillings
-    in their places: [filling], or [filling|truth] where it is wrong."""
+    """The arrays of one row -> its source, what the model writes, and the target. Of spans the
+    source has the fillings in their places: [filling], or [filling|truth] where it is wrong."""
     config = model.config
     device = model.tokens.weight.device
     source = torch.from_numpy(arrays[0]).to(device)
@@ -162,16 +163,17 @@ def answer_of(file, model, tokenizer, arrays):
     expected = targets[targets >= 0].tolist()
 
     read = arrays[0][0] if mask is None else arrays[0][0][arrays[1][0]]
-    eot = config.eot_id if config.kind == 'pairs' else -1          # running text is shown with its end
-    text = file.text_of(read, tokenizer, eot)
+    eot = config.eot_id if config.kind == 'pairs' else -1          # text is shown with its end
+    text = pairs.text_of(read.tolist(), tokenizer, eot)
     if config.kind == 'text' and config.objective == 'spans':
         return filled_gaps(text, config, tokenizer, written, expected)
-    return (f'{text}\n  >>> {file.text_of(written, tokenizer, config.eot_id)!r}\n'
-            f'  was {file.text_of(expected, tokenizer, config.eot_id)!r}')
+    return (f'{text}\n  >>> {pairs.text_of(written, tokenizer, config.eot_id)!r}\n'
+            f'  was {pairs.text_of(expected, tokenizer, config.eot_id)!r}')
 
 
 def filled_gaps(text, config, tokenizer, written, expected):
-    """The text with [filling] or [filling|truth] in the place of each sentinel, and how many of them are right."""
+    """The text with [filling] or [filling|truth] in the place of each sentinel, and how many of
+    them are right."""
     fillings = pieces(written, config, tokenizer)
     truth = pieces(expected, config, tokenizer)
     right = sum(fillings.get(sentinel) == was for sentinel, was in truth.items())
@@ -179,18 +181,20 @@ def filled_gaps(text, config, tokenizer, written, expected):
         filling = fillings.get(sentinel, '')
         shown = f'[{filling}]' if filling == was else f'[{filling}|{was}]'
         text = text.replace(tokenizer.decode([sentinel]), shown, 1)
-    return f'{text}\n  >>> {right} of {len(truth)} gaps filled as they were: [filling], or [filling|truth]'
+    return (f'{text}\n  >>> {right} of {len(truth)} gaps filled as they were: '
+            '[filling], or [filling|truth]')
 
 
 def pieces(ids, config, tokenizer):
-    """What stands behind each sentinel of a target: {sentinel: text up to the next one, or to the end}."""
+    """What stands behind each sentinel of a target, {sentinel: text up to the next or the end}."""
     sentinels = [config.sentinel(i) for i in range(config.n_sentinel)]
     starts = [k for k, i in enumerate(ids) if i in sentinels]
     end = ids.index(config.eot_id) if config.eot_id in ids else len(ids)
     found = {}
     for a, b in zip(starts, [*starts[1:], end]):
-        # decoded together with its sentinel, else a tokenizer may drop the space that the piece begins with
-        found[ids[a]] = tokenizer.decode(ids[a:b]).removeprefix(tokenizer.decode(ids[a:a + 1]))
+        # decoded behind its sentinel: alone it may lose the space that it begins with
+        sentinel = tokenizer.decode(ids[a:a + 1])
+        found[ids[a]] = tokenizer.decode(ids[a:b]).removeprefix(sentinel)
     return found
 
 

@@ -10,7 +10,7 @@ import t5
 import train
 from data import files
 from data.rows import Random, keyed
-from lib import pairs, show
+from lib import one_stack, pairs, show
 from lib.models import layout_of
 
 tf = pytest.importorskip('transformers')
@@ -339,7 +339,7 @@ def test_who_sees_whom():
         assert (m.logits(pad, y, mask) - a).abs().max() < 1e-5
     # the first source token sees the last one in a prefix, not in a plain decoder
     m1, m2 = model(architecture='decoder'), model(architecture='prefix')
-    far = lambda m: m.join(x, y, None)[1][0, 0]
+    far = lambda m: one_stack.join(m, x, y, None)[1][0, 0]
     assert torch.isinf(far(m1)[0, 10]) and torch.isfinite(far(m2)[0, 10]) and torch.isinf(far(m2)[0, 11]) and torch.isinf(far(m2)[12, 13])
 
 
