@@ -177,7 +177,8 @@ presets = {
     'small': dict(_v11, block_size=128, n_layer=3, n_head=4, n_embd=256, n_hidden=512, density=0.3),
     **{f't5-{size}': p for size, p in _v10_sizes.items()},
     **{f't5-v1_1-{size}': dict(_v11, **p) for size, p in _v11_sizes.items()},
-    **{f'flan-t5-{size}': dict(_v11, **p, dropout=0.1) for size, p in _v11_sizes.items()},  # for fine-tuning
+    # dropout: for fine-tuning
+    **{f'flan-t5-{size}': dict(_v11, **p, dropout=0.1) for size, p in _v11_sizes.items()},
     **{f'mt5-{size}': dict(_v11, **p, **_mt5) for size, p in _v11_sizes.items()},
     'speedrun-nanot5': dict(_v11, **_v11_sizes['base']),
     'ul2': dict(_v11 | dict(activation='silu'), n_layer=32, n_head=16, head_dim=256, n_embd=4096,

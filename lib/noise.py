@@ -85,7 +85,7 @@ def begun(first, tokens):
 
 
 def choose(config, tokens, u):
-    """Which tokens are damaged, bool (B, L): in each row the same number, those of the smallest u."""
+    """Which tokens are damaged, bool (B, L): in each row as many, those with the smallest u."""
     B, L = tokens.shape
     n = config.noisy(L)[0]
     chosen = np.zeros((B, L), bool)

@@ -53,7 +53,7 @@ def write(model, tokenizer, config):
         if eot in ids:
             ids = ids[:ids.index(eot)]
         n_tokens += len(ids)
-        record = dict(example, output=file.text_of(ids, tokenizer, eot))
+        record = dict(example, output=tokenizer.decode(ids))
         filled = fill_gaps(tokenizer, text, gap, ids, names)
         if filled is not None:
             record['filled'] = filled

@@ -8,7 +8,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import bert, bpe, gpt, sample, t5, train
 from lib.models import layout_of
-from lib import fill as gaps, generate as generating, score as scoring, talk
+from lib import fill as gaps, generate as generating, pairs, score as scoring, talk
 
 transformers = pytest.importorskip('transformers')
 torch.set_num_threads(1)
@@ -867,7 +867,7 @@ def test_other_architectures(architecture, tmp_path, capsys):
     records = call(capsys, f'--out_dir={folder}', f'--prompt=FILE:{tmp_path}/in.txt', '--max_new_tokens=5')[0]['records']
     for line, r in zip(LINES, records):
         out = t5.generate(model, torch.tensor([[*line.encode(), tokenizer.eot]]), max_new_tokens=5)
-        assert r['output'] == t5.text_of(out[0], tokenizer, tokenizer.eot)
+        assert r['output'] == pairs.text_of(out[0].tolist(), tokenizer, tokenizer.eot)
 
 # ---------------------------------------------------------------------------------------------------- what does not go together
 
