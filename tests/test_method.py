@@ -1,7 +1,6 @@
 """--method: a technique around a model, held by a toy one, label smoothing with targets that are read backwards."""
 import json, os, sys
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -91,7 +90,8 @@ def test_the_loss_is_the_technique_s(toy):
 
 
 def test_a_run_with_it_differs_from_one_without_and_opens_without_it(toy, tmp_path):
-    smooth, plain, none = toy('smooth'), toy('plain', method=''), toy('none', '--smoothing=0')
+    smooth, plain = toy('smooth'), toy('plain', method='')
+    toy('none', '--smoothing=0')
     assert smooth['val_loss'] > plain['val_loss'] and 'val_UNIFORM' in smooth and 'val_UNIFORM' not in plain
     same(saved('none')['model'], saved('plain')['model'], 1e-6)
     assert max((saved('smooth')['model'][n] - w).abs().max() for n, w in saved('plain')['model'].items()) > 1e-4
