@@ -218,11 +218,12 @@ def prepare(tokenizer='bpe', vocab_size=32000, source='', out='', shards=0, val_
         if not 0 <= n <= most:
             raise ValueError(f'--{flag}={n}: expected 1 to {most}')
         if n and is_raw:
-            raise ValueError(f'--{flag}={n}: counts files of C4; leave it out, or --raw=true')
+            raise ValueError(f'--{flag}={n}: it counts files of C4; leave it out, '
+                             'or leave out --raw=true')
         if n:
             wanted.append(f' {n} of {most} ')
     if bad_words and not is_raw:
-        raise ValueError(f'--bad_words={bad_words}: C4 is without such pages; expected --raw=true')
+        raise ValueError(f'--bad_words={bad_words}: C4 has no such pages; expected --raw=true')
     if is_raw:
         folder, what = prepare_raw(tokenizer, vocab_size, source, out, bad_words)
         wanted = [what]

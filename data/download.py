@@ -136,6 +136,8 @@ def put_in_place(url, part, path, f, sha256):
             f.truncate(0)
             raise ValueError(f'{url}: checksum {digest[:16]}..., expected {sha256[:16]}...: '
                              f'thrown away; run it again, or {BY_HAND}')
+    if not fcntl:                                       # Windows renames no open file
+        f.close()
     os.replace(part, path)
 
 

@@ -66,10 +66,12 @@ def new_folder(out):
             os.remove(os.path.join(new, name))
         yield new
         for name in os.listdir(new):
-            with open(os.path.join(new, name), 'rb') as f:
+            with open(os.path.join(new, name), 'rb+') as f:     # Windows syncs no file that is read
                 os.fsync(f.fileno())
         if os.path.isdir(out):                          # an empty one
             os.rmdir(out)
+        if not fcntl:                                   # Windows renames no folder in use
+            lock.close()
         os.rename(new, out)
         os.remove(os.path.join(out, '.lock'))
     except BaseException:

@@ -2,7 +2,7 @@
 
 The main number comes first. The metrics are
 
-    accuracy            share of equal pairs
+    accuracy            the share of predictions that equal their reference
     f1                  two classes: F1 of the positive one (the last in `labels`), and accuracy;
                         more classes: mean F1
     matthews            correlation of true and predicted classes (Matthews 1975; more classes:
@@ -316,7 +316,7 @@ def compute(metric, predictions, references, labels=None):
     references = list(references)
     if len(predictions) != len(references) or not references:
         raise ValueError(f'{len(predictions)} predictions for {len(references)} references: '
-                         'expected as many, and at least one')
+                         'expected the same number of both, and at least one')
 
     def name(x):
         if isinstance(x, list):

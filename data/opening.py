@@ -157,7 +157,7 @@ def open_meta(folder, check=False, quick=False):
     folder: also a folder of shards; or several with + between them, a mixture: the meta then is
         what they have in common, and meta['parts'] has the meta of each
     check: compare all checksums, also those of large files
-    quick: leave out the look at the ids
+    quick: do not look at the ids
 
     Raises FileNotFoundError or ValueError if the folder is not a prepared one, or damaged.
     """
@@ -232,7 +232,7 @@ def check_files(meta, check, quick, again):
 
 
 def check_ids(meta, again):
-    """Raises ValueError if the text has ids that its tokenizer has not.
+    """Raises ValueError if the text has ids that its tokenizer does not have.
 
     All ids of a small file are looked at, and those at 64 places of a large one.
     """
@@ -272,7 +272,7 @@ def same_source(folder, made_of):
 # ---------------------------------------------------------------------------------------- mixtures
 
 def vocabulary_path(meta):
-    """What --tokenizer would name the tokenizer of a folder by."""
+    """The name or path of a folder's tokenizer, as one would pass it to --tokenizer."""
     if meta['tokenizer'].endswith('.json'):
         return os.path.join(meta['folder'], meta['tokenizer'])
     return meta['tokenizer']
@@ -305,7 +305,7 @@ def title_of(meta):
 def mixed(parts, folder):
     """The meta of a mixture of folders. Each part gets a title, for the names of its metrics.
 
-    Raises ValueError if the parts have not one kind of data, one set of labels and one tokenizer.
+    Raises ValueError if the parts differ in their kind of data, labels or tokenizer.
     """
     first = parts[0]
     titles = []

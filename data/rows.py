@@ -126,7 +126,7 @@ class Corpus:
         encode: a function example -> list of dicts, the rows that the model file makes of it
             (usually one); it is called once for each example
 
-        Raises ValueError if an example cannot be one, or there is none.
+        Raises ValueError if a line is not an example of its kind, or if there is none.
         """
         self.split = split
         self.seed = seed

@@ -183,7 +183,7 @@ def check(row, kind, path, number):
 def check_stored(row, kind, labels, path, number):
     """Checks an example of a prepared folder, where a class is its place among the labels.
 
-    Raises ValueError if it cannot be one.
+    Raises ValueError if the example is not one of its kind, or has a label that is no such place.
     """
     check(row, kind, path, number)
     classes = []

@@ -41,7 +41,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))       # folders are made in he
 if __name__ == '__main__':
     sys.path.insert(0, os.path.dirname(HERE))
 
-# The tools of the scripts beside this one: each can be had as text.NAME
+# What the scripts beside this one are made of: all of it can be had as text.NAME
 from data import supervised
 from data.download import Progress, checksum, download
 from data.folders import finish, new_folder
@@ -292,7 +292,7 @@ def script(prepare, doc):
         with naming(program.removesuffix('.py'), flags):
             print(prepare(**values))
     except KeyboardInterrupt:
-        sys.exit('interrupted: nothing half made is left')
+        sys.exit('interrupted: no half-made folder is left')
     except (ValueError, OSError) as e:
         sys.exit(f'{program}: {e}')
 

@@ -7,7 +7,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import bpe
-from data import download, fineweb, openwebtext, reading, shakespeare, stdlib, supervised, text, wikitext, writing
+from data import download, fineweb, folders, openwebtext, reading, shakespeare, stdlib, supervised, text, wikitext, writing
 
 POEM = 'The owl said: "naïve 日本 🙂"\n\n  and flew\tover 37 hills.\nDown\n'
 
@@ -64,6 +64,11 @@ def test_single_document_is_cut_at_nine_tenths():
     assert ''.join(read(folder, 'train') + read(folder, 'val')) == words
     assert (meta['train_tokens'], meta['val_tokens'], meta['train_documents'], meta['val_documents']) == (4500, 502, 1, 1)
     assert (meta['train_bytes'], meta['val_bytes']) == (4501, 501)
+
+def test_cut_at_the_border_nearest_to_nine_tenths():
+    docs = [c * (n - 1) for c, n in (('a', 8200), ('c', 900), ('b', 600), ('d', 300))]     # none is picked by its hash; borders at 82, 91, 97 and 100 %
+    folder = text.prepare(put('a.jsonl', lines(*({'text': d} for d in docs))), 'byte')
+    assert read(folder, 'train') == docs[:2] and read(folder, 'val') == docs[2:]
 
 @pytest.mark.parametrize('n', [2, 3, 5, 9, 19, 40])
 def test_both_sides_always_have_text(n):
@@ -269,6 +274,23 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_place(monkeypatch):
     monkeypatch.setattr(os, 'rename', lambda *names: (done.append(names), place(*names)))
     text.prepare(put('a.txt', POEM * 20), 'byte', out='new')
     assert done[-1] == ('new.tmp', 'new') and set(done[:-1]) >= {os.stat('new/' + n).st_ino for n in os.listdir('new')}
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='reads the open files from /proc')
+def test_nothing_that_is_renamed_is_open_on_windows(server, monkeypatch):
+    "without fcntl, as there, where a file that is open cannot be renamed"
+    seen = []
+    def watched(rename):
+        def look(old, new):
+            opened = [os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{n}')]
+            seen.append((old, [p for p in opened if p.startswith(os.path.realpath(old))]))
+            return rename(old, new)
+        return look
+    for module in (download, folders): monkeypatch.setattr(module, 'fcntl', None)
+    monkeypatch.setattr(os, 'rename', watched(os.rename))
+    monkeypatch.setattr(os, 'replace', watched(os.replace))
+    text.prepare(put('a.txt', POEM * 20), 'byte', out='new')
+    text.download(server + 'x', 'x.bin', digest())
+    assert {'new.tmp', 'x.bin.part'} <= {old for old, _ in seen} and not any(opened for _, opened in seen) and sorted(os.listdir('.')) == ['a.txt', 'new', 'x.bin']
 
 def prepare_slowly(queue, path, out):
     finish = writing.finish

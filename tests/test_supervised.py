@@ -256,6 +256,13 @@ def test_mixing_rates(settings, shares):
     assert len(mix) == sum(sizes) and mix.tokens_per_row in (4, 5)
 
 
+def test_a_tiny_part_of_a_mixture_is_seen():
+    from types import SimpleNamespace
+    part = lambda n: SimpleNamespace(kind='pairs', items=[], examples=range(n))
+    for sizes, counts in (((10 ** 7, 3), [65535, 1]), ((3, 10 ** 7, 5), [1, 65534, 1])):
+        assert rows.Mixture([*map(part, sizes)], 7).counts.tolist() == counts
+
+
 def test_mixture_is_stateless_and_goes_through_epochs():
     mix = mixture(30, 17)
     a, b = (len(p.examples) for p in mix.parts)
