@@ -43,17 +43,17 @@ if __name__ == '__main__':
 
 # What the scripts beside this one are made of: all of it can be had as text.NAME
 from data import supervised
-from data.download import Progress, checksum, download      # noqa: F401
-from data.folders import finish, new_folder
-from data.opening import (                               # noqa: F401
+from data.download import Progress, checksum, download  # noqa: F401
+from data.folders import finish, new_folder  # noqa: F401
+from data.opening import (  # noqa: F401
     META, checked, first_words, is_count, is_list, is_name, is_prepared, is_str, mixed, open_meta,
     same_source, shard_files, shard_meta, shard_tokens, tokens)
-from data.reading import (                               # noqa: F401
+from data.reading import (  # noqa: F401
     EOT, LINE, PIECE, cut, documents, files, fingerprint, is_text, open_binary, pieces, read_file,
     read_jsonl, reading, size_of, split_files, suffix, text_size)
-from data.vocabulary import (                            # noqa: F401
+from data.vocabulary import (  # noqa: F401
     BUILT_IN, get_tokenizer, load_once, load_tokenizer, same_tokenizer, tokenizer_tag)
-from data.writing import (                               # noqa: F401
+from data.writing import (  # noqa: F401
     CORES, SAMPLE, encode, encoded, examples, for_validation, in_process, jobs, recut,
     start_process, write_examples, write_text)
 

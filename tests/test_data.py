@@ -407,6 +407,7 @@ def test_messages_and_squad_columns():
     ([GOOD['qa'] | {'answers': [{'text': 'owl', 'answer_start': 4}]}], ['line 1', 'at that place']),
     ([GOOD['qa'] | {'answers': [{'text': 'owl', 'answer_start': -8}]}], ['line 1', 'at that place']),
     ([GOOD['qa'] | {'answers': 'owl'}], ['line 1', '"answers" is "owl"']),
+    ([GOOD['qa'] | {'answers': {'text': 3, 'answer_start': [3]}}], ['line 1', '"answers" is {"text": 3']),
     ([GOOD['qa'] | {'answers': {'text': 'owl', 'answer_start': 3}}], ['line 1', '"answers" is {"text": "owl"'])])
 def test_bad_examples_are_refused(rows, words):
     refused(lambda: text.prepare(put('a.jsonl', lines(*rows)), 'byte'), 'a.jsonl', *words)

@@ -147,7 +147,7 @@ MAIN = dict(cola='matthews', stsb='pearson_spearman', mrpc='f1', qqp='f1')
 
 
 @pytest.mark.parametrize('task', [*FILES, 'mnli-mm'])
-def test_glue(task, tmp_path):
+def test_glue(task, tmp_path, capsys):
     folder, content = FILES[task.removesuffix('-mm')]
     (tmp_path / folder).mkdir()
     (tmp_path / folder / 'train.tsv').write_text(content)
@@ -165,6 +165,7 @@ def test_glue(task, tmp_path):
     if task == 'sst2': assert rows[0] == {'text': 'a "fine film', 'label': 1} and meta['labels'] == ['negative', 'positive']
     if task == 'cola': assert rows[0]['text'] == 'it is .' and meta['labels'][rows[0]['label']] == 'acceptable'
     assert text.resolve(out) == out
+    assert ('QQP/train.tsv: left out 1 lines with too few columns of 3' in capsys.readouterr().err) == (task == 'qqp')
 
 
 PAIRS = {  # the first line of each task as text to text, in the words of T5's appendix D
