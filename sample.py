@@ -75,7 +75,7 @@ class Config:
     tokenizer: str = ''              # a vocabulary (file or name), for weights without one
     device: str = 'auto'             # auto, cpu, cuda, cuda:1, mps
     dtype: str = 'auto'              # bfloat16, float16, float32; auto: bfloat16 to write on CUDA
-    compile: str = 'auto'            # torch.compile of one token's step: auto (on CUDA), true, false
+    compile: str = 'auto'            # torch.compile a token's step: auto (on CUDA), true, false
     # continue a text (gpt)
     prompt: str = ''                 # TEXT, FILE:path, or - for stdin; '' starts a new document
     num_samples: int = 1             # number of continuations, made together

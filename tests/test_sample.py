@@ -842,6 +842,7 @@ def test_sentinels_are_filled(translator, capsys, monkeypatch):
     call(capsys, f'--out_dir={folder}', '--prompt=plain', '--top_p=0.5', '--top_k=7')
     known = [{k: v for k, v in o.items() if k not in ('generator', 'step')} for o in options[1:]]
     assert known == [dict(beams=3, length_penalty=0.6, no_repeat_ngram=2), dict(beams=1, length_penalty=1.0, no_repeat_ngram=0, temperature=0.8, top_k=7, top_p=0.5)]
+    assert call(capsys, f'--out_dir={folder}', '--prompt=say <extra_id_2>')[1] == 'say no\n'                   # it ends with end-of-text
 
 
 def test_metric_of_a_file(translator, tmp_path, capsys):
