@@ -55,7 +55,7 @@ from data import files
 from lib import models
 from lib.device import native_bf16, out_of_memory, pick_device
 from lib.fill import detect, fill
-from lib.flags import fields_of, split_flags, value_of
+from lib.flags import fields_of, print_flags, split_flags, value_of
 from lib.generate import filtered, generate, packed, stream  # for users of this module
 from lib.inputs import model_file, read_prompt
 from lib.read import answer, classify, embed
@@ -356,7 +356,7 @@ def parse(argv):
     given = split_flags(argv)
     defaults = {field.name: field.default for _, _, field in fields_of(Config)}
     if 'help' in given:
-        print_help(everything='--help=all' in argv)
+        print_help(everything=given['help'] == 'all')
         raise SystemExit(0)
     for name in given:
         if name not in defaults:
@@ -393,18 +393,15 @@ def check_values(config):
 def print_help(everything):
     """Prints what sample.py does and its flags with their defaults: MAIN_FLAGS, or all of them."""
     rows = fields_of(Config)
+    defaults = {field.name: field.default for _, _, field in rows}
     if everything:
         print(__doc__.strip())
+        print_flags(rows, defaults)
     else:
-        print('\n\n'.join(__doc__.strip().split('\n\n')[:3]), end='\n\n')  # examples
-    last = None
-    for group, text, field in rows:
-        if everything and group != last:
-            print(f'\n{group}')
-        last = group
-        if everything or field.name in MAIN_FLAGS:
-            print(f'  --{field.name}={field.default}'.ljust(29) + text)
-    if not everything:
+        examples = __doc__.strip().split('\n\n')[:3]
+        print('\n\n'.join(examples))
+        print_flags([('', text, field) for _, text, field in rows if field.name in MAIN_FLAGS],
+                    defaults)
         print(f'\n--help=all lists all {len(rows)} flags.')
 
 
