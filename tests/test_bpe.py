@@ -24,7 +24,7 @@ from hypothesis import assume, given, settings, strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 import bpe
-from lib.vocab import count
+from lib.vocab import count, models as models_of_lib
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 few = settings(max_examples=60, deadline=None)
@@ -700,6 +700,19 @@ def test_wordpiece_takes_the_pair_with_the_best_gain_first():
 def test_unigram_prefers_frequent_pieces():
     t = bpe.train(['there where here ' * 50 + 'then when hen ' * 50], 60, model='unigram', special=[])
     assert len(t.encode('there')) <= 2 and t.decode(t.encode('there  where')) == 'there where'
+
+
+@pytest.mark.parametrize('model', ['wordpiece', 'unigram'])
+def test_a_quarter_of_the_tokens_may_be_characters_and_the_rarest_are_unknown(model):
+    t = bpe.train(['ab ba ' * 50 + 'c c z'], 15, model=model, special=[])  # 14 tokens beside <|unk|>: three characters
+    assert t.unk not in t.encode('ab b a') and t.unk in t.encode('z')
+
+
+def test_an_unknown_character_costs_ten_more_than_the_rarest_piece():
+    vocab = [('<unk>', 0.0), ('xb', -15.0), ('c', -10.0), ('bc', -1.0), ('b', -2.0)]
+    ours, theirs = models_of_lib.unigram_model({'vocab': vocab, 'unk_id': 0}, []), models.Unigram(vocab, unk_id=0)
+    for word, ids in (('xbc', [1, 2]), ('xbcxbc', [1, 2, 1, 2]), ('xxbc', [0, 1, 2]), ('ybc', [0, 3]), ('bcyy', [3, 0])):
+        assert ours(word) == ids == [token.id for token in theirs.tokenize(word)]
 
 
 @pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'o200k'])
