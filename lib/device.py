@@ -2,7 +2,6 @@
 import contextlib
 import ctypes
 import os
-import resource
 import sys
 
 import torch
@@ -116,9 +115,27 @@ def peak_memory(device):
     """The most memory used so far, in MB: the GPU's, or the process's on a CPU."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    try:
+        import resource
+    except ImportError:
+        return windows_peak_memory()
     # ru_maxrss is in bytes on macOS, in kB elsewhere
     unit = 2 ** 20 if sys.platform == 'darwin' else 2 ** 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def windows_peak_memory():
+    """The process's peak memory in MB as Windows counts it (PROCESS_MEMORY_COUNTERS of psapi.h)."""
+    class Counters(ctypes.Structure):
+        _fields_ = [('size', ctypes.c_uint32), ('page_faults', ctypes.c_uint32),
+                    ('peak', ctypes.c_size_t), ('rest', ctypes.c_size_t * 7)]
+
+    counters = Counters(size=ctypes.sizeof(Counters))
+    kernel = ctypes.WinDLL('kernel32')
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    process = ctypes.c_void_p(kernel.GetCurrentProcess())
+    kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size)
+    return counters.peak / 2 ** 20
 
 
 def attention_backend(run):

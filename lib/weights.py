@@ -250,6 +250,8 @@ def refuse_too_large(model):
     """Raises ValueError if the model's parameters in fp32 take more memory than this machine
     has."""
     need = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if not hasattr(os, 'sysconf'):           # Windows does not tell it this way
+        return
     have = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     if need > have:
         raise ValueError(f'{need / 4e9:,.1f} G parameters take {need / 1e9:,.0f} GB, this machine '

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
 import sys
 import threading
 import types
@@ -331,3 +332,28 @@ def test_a_context_that_ends_in_a_space_is_the_same_as_one_without(vocabulary, t
         for flags in ([], ['--delimiter=#']):        # white space is there: nothing is put between
             assert scores(context, continuation, *flags) == pytest.approx(expected, rel=1e-6)
     assert scores('one plus two is', 'three', '--delimiter=#') != pytest.approx(expected, rel=1e-3)
+
+
+def test_without_what_windows_lacks(tmp_path):
+    """No module resource, no os.sysconf, no SIGHUP, no glibc: train.py is imported, and peak memory comes from psapi."""
+    code = f'''
+import sys, os, signal, ctypes
+sys.path.insert(0, {os.path.dirname(train.__file__)!r})
+sys.modules['resource'] = None
+del os.sysconf, signal.SIGHUP
+class Kernel:
+    class GetCurrentProcess:
+        def __new__(cls): return 7
+    @staticmethod
+    def K32GetProcessMemoryInfo(process, counters, size):
+        assert process.value == 7 and size == 8 + 8 * ctypes.sizeof(ctypes.c_size_t)
+        counters._obj.peak = 300 << 20
+ctypes.WinDLL = lambda name: Kernel
+import torch, train, gpt
+from lib import device, weights
+assert device.peak_memory(torch.device('cpu')) == 300.0
+weights.refuse_too_large(gpt.Model(gpt.Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9, block_size=8)))
+print(len(train.SIGNALS) if hasattr(train, 'SIGNALS') else 2)
+'''
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert r.returncode == 0 and r.stdout.strip() == '2', r.stderr
