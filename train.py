@@ -444,8 +444,7 @@ def train(setup, net, batches, log, progress):
         grad_norm = net.clip_gradients(config.grad_clip)
         good = watch.is_good(total[0], grad_norm, scaled=net.scaler.is_enabled())
         net.step(update=good)
-        if good:
-            meter.add(total, names, grad_norm)
+        meter.add(total, names, grad_norm, good)
         progress.step += 1
         progress.tokens += config.batch_size * setup.tokens_per_row
         batch = batches.fetch(progress.step, progress.train_seconds)     # the device still works

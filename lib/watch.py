@@ -47,11 +47,13 @@ class Meter:
         self.seconds = progress.train_seconds
         self.skipped = progress.skipped
 
-    def add(self, sums, names, grad_norm):
-        """Counts one step. sums: (1 + stats,) of the loss and the stats that `names` lists."""
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.names = names
+    def add(self, sums, names, grad_norm, good):
+        """Counts one step. sums: (1 + stats,) of the loss and the stats that `names` lists. good:
+        whether the update was made; if not, its loss is no part of the mean."""
         self.grad_norm = grad_norm
+        self.names = names
+        if good:
+            self.sums = sums if self.sums is None else self.sums + sums
 
     def row(self, progress, lr):
         """The metrics of the steps since the last reset. lr: the learning rate of the last step."""

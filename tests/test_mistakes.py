@@ -89,7 +89,7 @@ train --model=json                                      | --model=json: no file 
 train --model=train                                     | train.py does not define .*: see the protocol
 train --n_head=5                                        | n_embd=24 is not a multiple of n_head=5
 train --n_embd=0                                        | n_embd=0: expected 1 or more
-train --window=-3                                       | window=-3: expected a number of tokens
+train --window=-3                                       | window=-3: expected 0 .all tokens. or more
 train --n_layer=1000000000                              | more than 30,000 tensors: lower --n_layer
 train --n_embd=2000000                                  | G parameters take .* GB, this machine has .*: lower --n_embd
 train --n_embd=1000000000000000000                      | a model of these sizes: .*
@@ -103,7 +103,7 @@ train --freeze=2                                        | --freeze, --unfreeze_i
 train --new_weights                                     | --new_weights compares with weights: add --init_from=RUN
 train --baseline                                        | --baseline compares with weights: add --init_from=RUN
 train --positions=rope                                  | positions='rope' is not one of: 'learned'
-train --init_std=-1                                     | init_std=-1.0: expected 0 or more
+train --init_std=-1                                     | init_std=-1.0: expected 0 to 1e9
 train --model=bert --preset=bert-tiny --init_std=1e308 | init_std=1e\+308: expected more than 0, under 1e9
 train --positions=alibi --export_hf={w}/there           | --export_hf: transformers has no model for positions=alibi .*; leave it out
 train --out_dir={w}/sums.txt                            | --out_dir=.*sums.txt cannot be written .*: choose another
@@ -160,7 +160,7 @@ train --init_from={w}/run --n_layer=4                   | the weights do not fit
 train --init_from={w}/run --data={w}/bytes              | is prepared with the tokenizer byte .* was trained with char .*: pass the text itself
 train --init_from={w}/hf_plain --data={w}/bytes         | bytes has \d+ token ids, the model of .*hf_plain \d+: leave out --tokenizer
 train --init_from={w}/hf_type                           | config.json has model_type 'mamba'; known: .*gpt2
-train --init_from={w}/hf_size                           | is \(\d+, 24\), config.json says \(\d+, 48\)
+train --init_from={w}/hf_size                           | gives \(\d+, 24\), config.json says \(\d+, 48\)
 train --init_from={w}/hf_deep                           | config.json says n_layer=1000000000, the weights are \d+ tensors
 train --init_from={w}/hf_word                           | hf_word: invalid literal .*'wide'
 train --init_from={w}/hf_cut                            | model.safetensors: tensor .*the file is cut short or corrupt
