@@ -45,7 +45,7 @@ ENDINGS = ('.', '!', '?', '"', '”', '’')
 
 
 def is_good(line):
-    """Whether a line ends as a sentence does, has five words or more and is no notice."""
+    """Whether a line ends like a sentence, has five words or more and is not a notice."""
     if not line.endswith(ENDINGS) or line.endswith('...'):
         return False
     return len(line.split()) >= 5 and not NOTICES.search(line.lower())
@@ -125,7 +125,7 @@ def deduplicated(pages):
 def pages(paths):
     """Yields the pages of files: the lines of .json and .jsonl, the documents of any other.
 
-    What a document is, data/reading.py says. Raises ValueError for one of more than 64 MB.
+    See data/reading.py for what a document is. Raises ValueError if a page is over 64 MB.
     """
     for path in paths:
         if text.suffix(path) in ('.json', '.jsonl'):

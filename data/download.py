@@ -36,7 +36,10 @@ class Progress:
         self.live = sys.stderr.isatty()
 
     def __call__(self, done, last=False):
-        """Shows that so many bytes are done, unless it was shown just before. last: in any case."""
+        """Shows how many bytes are done, unless a line was shown just before.
+
+        last: show it in any case, as the end of the job
+        """
         now = time.time()
         pause = 0.2 if self.live else 30
         if not last and now - self.shown < pause:
@@ -128,7 +131,7 @@ def try_once(url, f, max_bytes):
 
 
 def put_in_place(url, part, path, f, sha256):
-    """Gives a whole file its name. Raises ValueError if it has another checksum than sha256."""
+    """Gives a complete file its name. Raises ValueError if its checksum is not sha256."""
     os.fsync(f.fileno())
     if sha256:
         digest = checksum(part)

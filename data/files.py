@@ -50,7 +50,7 @@ def first_line(error):
 
 @contextlib.contextmanager
 def untrusted(path, but=()):
-    """Turns whatever goes wrong while a file is understood into a ValueError with its name.
+    """Turns whatever goes wrong while a file is interpreted into a ValueError with its name.
 
     but: types of errors that pass, besides OSError. With TRACEBACK=1 the cause is kept.
     """
@@ -131,6 +131,7 @@ def read_header(path):
 
 
 def not_safetensors(path, reason):
+    """The error for a file that is not what it should be."""
     return ValueError(f'{path}: not a safetensors file ({reason})')
 
 
@@ -225,7 +226,7 @@ def read_hf(folder):
 
 
 def check_shards(folder, names):
-    """Raises FileNotFoundError if a shard that an index names is not a file of the folder."""
+    """Raises FileNotFoundError if a shard that an index names is not in the folder."""
     for name in names:
         is_name = isinstance(name, str) and os.path.basename(name) == name
         if not is_name or not os.path.exists(os.path.join(folder, name)):

@@ -22,7 +22,10 @@ SHARDS = 103
 
 
 def place(found, path):
-    """Puts a shard that was found into its place: unpacked, or as a link. One fetched is there."""
+    """Unpacks a shard that was found, or links to it, so that it is at `path`.
+
+    Raises ValueError if it is damaged; then nothing is left there.
+    """
     if found.endswith('.gz'):
         part = path + '.part'
         with text.reading(found), text.open_binary(found) as f, open(part, 'wb') as out:

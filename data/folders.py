@@ -27,7 +27,7 @@ def wait_for(lock, out):
 def claim(out, new):
     """Makes the temporary folder `new`. Returns the open file that locks it; None if `out` exists.
 
-    Raises FileExistsError if `out` is something else than a prepared folder.
+    Raises FileExistsError if `out` exists but is not a prepared folder.
     """
     while not os.path.exists(os.path.join(out, 'meta.json')):
         if os.path.lexists(out) and (not os.path.isdir(out) or os.listdir(out)):

@@ -129,7 +129,8 @@ def fetch(name, url):
 def lines_of(name, task, source):
     """Yields the lines of a task's file such as train.tsv.
 
-    source: '' downloads it; else GLUE's folders, one of them, their .zip, or a folder with that
+    source: '' downloads it; else the folder of all tasks, that of the task, its .zip, or a folder
+        with the .zip
     """
     folder, archive, *_ = TASKS[task]
     zipped = source if source.endswith('.zip') else os.path.join(source, archive)
@@ -179,6 +180,7 @@ def rows(lines, path, columns, names):
 
 
 def cells_of(line):
+    """The cells of a tab-separated line."""
     return line.rstrip('\r\n').split('\t')
 
 
@@ -204,7 +206,7 @@ def label_of(cell, names, where):
 # ------------------------------------------------------------------------------------------ prepare
 
 def has_file(name, task, source):
-    """Whether a task's file is there; of one's own folder it may be missing."""
+    """Whether a task has this file. Your own folder may lack one."""
     try:
         next(lines_of(name, task, source), None)
     except FileNotFoundError:
@@ -215,7 +217,7 @@ def has_file(name, task, source):
 def prepare(tokenizer='bpe', vocab_size=8192, source='', out='', task='sst2'):
     """Makes data/glue-TASK, labelled, or data/glue-TASK-text, pairs. Returns the folder.
 
-    source: GLUE's folders, one of them, or its .zip
+    source: the folder of all tasks, that of the task, or its .zip
     """
     if task not in tasks:
         raise ValueError(f'--task={task}: expected one of {", ".join(tasks)}')

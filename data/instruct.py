@@ -66,6 +66,7 @@ def records(path):
 
 
 def some_dicts(x):
+    """Whether x is a list of one or more dicts."""
     return isinstance(x, list) and len(x) > 0 and all(isinstance(item, dict) for item in x)
 
 

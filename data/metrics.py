@@ -144,6 +144,7 @@ def word_f1(prediction, answer):
 
 
 def exact(prediction, answer):
+    """Whether two texts are the same by SQuAD's rules."""
     return normalize(prediction) == normalize(answer)
 
 
@@ -178,7 +179,7 @@ def spans_of(tags):
 def tags(predictions, references, labels=None):
     """F1, precision and recall of whole spans, and accuracy of the tags.
 
-    Tags without B-, such as parts of speech, have accuracy alone.
+    For tags without B-, such as parts of speech, it is accuracy alone.
     """
     true_tags = [tag for r in references for tag in r]
     flat = accuracy([tag for p in predictions for tag in p], true_tags)

@@ -39,7 +39,7 @@ def sentences(path):
 
 
 def pairs(split, task, source):
-    """The pairs of a split; those of which a side is empty are left out.
+    """The pairs of a split. A pair with an empty side is left out.
 
     Raises ValueError if the two files differ in length, or from what is published.
     """

@@ -28,11 +28,12 @@ def is_str(x):
 
 
 def is_name(x):
-    """Whether x is the name of a file in the folder, and no path out of it."""
+    """Whether x can be the name of a file in the folder, and not a path out of it."""
     return is_str(x) and x not in ('', '.', '..') and os.path.basename(x) == x
 
 
 def is_count(x):
+    """Whether x is a whole number from 0, and not absurdly large."""
     return type(x) is int and 0 <= x < 1 << 53
 
 
@@ -53,6 +54,7 @@ def is_dict(key_fits, value_fits):
 
 
 def or_none(fits):
+    """A check that a value is None or passes the check `fits`."""
     return lambda x: x is None or fits(x)
 
 
@@ -75,6 +77,7 @@ META = {
 
 
 def first_words(error):
+    """The beginning of an error's message, on one line."""
     return ' '.join(str(error).split())[:100]
 
 
@@ -105,7 +108,7 @@ def shard_tokens(path):
 def shard_meta(folder):
     """What meta.json would say of a folder of shards.
 
-    Checksums of many gigabytes would take minutes: they are of a shard's header and ends alone.
+    Checksums of many gigabytes would take minutes, so those of shards cover their ends alone.
     """
     meta = dict(kind='text', version=1, folder=folder, tokenizer='gpt2', name='gpt2',
                 vocab_size=50257, dtype='uint16', special={EOT: 50256}, eot=50256,
@@ -179,7 +182,7 @@ def open_meta(folder, check=False, quick=False):
 
 
 def read_meta(folder, again):
-    """meta.json of a folder. Raises ValueError if it says what no prepared folder has."""
+    """Reads meta.json of a folder. Raises ValueError if it says what no prepared folder has."""
     path = os.path.join(folder, 'meta.json')
     kinds = list(supervised.COLUMNS)
     wanted = {'kind', 'version', 'tokenizer', 'name', 'vocab_size', 'sha256'}

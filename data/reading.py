@@ -44,7 +44,7 @@ def size_of(text):
 
 
 def text_size(path):
-    """The bytes of text in a file, to show progress against. A .gz states them in its last four."""
+    """The bytes of text in a file, to show progress. A .gz states their number in its last four."""
     with open(path, 'rb') as f:
         size = f.seek(0, 2)
         if not path.endswith('.gz') or size < 4:
@@ -54,7 +54,7 @@ def text_size(path):
 
 
 def is_text(path):
-    """Whether a file is UTF-8 text. Of a file of more than four megabytes only these are read."""
+    """Whether a file is UTF-8 text. Only its first four megabytes are read."""
     limit = 4 * PIECE
     try:
         with open_binary(path) as f:
@@ -151,7 +151,7 @@ def fingerprint(paths):
 
 @contextlib.contextmanager
 def reading(path):
-    """Turns what can go wrong while a file is read into a ValueError of one line with its name."""
+    """Turns what can go wrong while a file is read into a ValueError of one line that names it."""
     try:
         yield
     except UnicodeDecodeError as e:

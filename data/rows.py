@@ -73,8 +73,8 @@ class Random:
 def permute(i, n, key):
     """The places that i has in a random order of 0..n-1, without making the order.
 
-    A 4-round Feistel network permutes the numbers below the next even power of two; it is applied
-    until the result is below n (Black and Rogaway 2002). i: (B,) int64 -> (B,) int64
+    A 4-round Feistel network permutes the numbers below the next even power of two. It is applied
+    again until the result is below n (Black and Rogaway 2002). i: (B,) int64 -> (B,) int64
     """
     bits = max(1, (int(n - 1).bit_length() + 1) // 2)       # of each half
     shift = np.uint64(bits)
@@ -252,7 +252,7 @@ class Mixture:
         self.place = place[order]
 
     def share_out(self, cap, temperature):
-        """The rows of each part in a period: at least one, by the method of largest remainders."""
+        """The rows of each part in a period, at least one, by the largest-remainder method."""
         sizes = [len(p.examples) or sum(map(len, p.shards)) for p in self.parts]
         sizes = np.array(sizes, np.float64)
         largest = sizes.max()

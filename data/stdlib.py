@@ -94,9 +94,9 @@ def snippets(root, lines=12):
 
 
 def files_for_validation(counts):
-    """Of the files of a label, those in hash order until they have a tenth of its examples.
+    """The files of a label that are for validation: in hash order, until they have a tenth of it.
 
-    counts: examples of each file. A file that has most of them is not taken.
+    counts: the number of examples of each file. A file with too many of them is not taken.
     """
     taken = set()
     size = 0

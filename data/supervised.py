@@ -52,10 +52,12 @@ def is_text(x):
 
 
 def are_texts(x):
+    """Whether x is a list of strings."""
     return isinstance(x, list) and all(map(is_text, x))
 
 
 def some_texts(x):
+    """Whether x is a list of one or more strings."""
     return are_texts(x) and len(x) > 0
 
 
@@ -65,10 +67,12 @@ def is_number(x):
 
 
 def is_turn(x):
+    """Whether x is a turn of a conversation, {"role", "content"}."""
     return isinstance(x, dict) and x.get('role') in ROLES and is_text(x.get('content'))
 
 
 def are_messages(x):
+    """Whether x is a conversation with an assistant turn to learn from."""
     if not isinstance(x, list) or not all(map(is_turn, x)):
         return False
     return any(turn['role'] == 'assistant' for turn in x)
@@ -87,6 +91,7 @@ def need(row, column, path, number, ok=is_text, expected='a string'):
 
 # --------------------------------------------------------------------- a check of each kind of line
 #
+# Each returns the columns that are stored, and raises ValueError if one of them is wrong.
 # get(column, ok, expected) is need() of the line that is checked.
 
 def check_labelled(row, get):
@@ -183,7 +188,7 @@ def check(row, kind, path, number):
 def check_stored(row, kind, labels, path, number):
     """Checks an example of a prepared folder, where a class is its place among the labels.
 
-    Raises ValueError if the example is not one of its kind, or has a label that is no such place.
+    Raises ValueError if the example is not one of its kind, or its label is not such a place.
     """
     check(row, kind, path, number)
     classes = []

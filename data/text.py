@@ -91,7 +91,7 @@ def prepare(source, tokenizer='bpe', vocab_size=8192, out=''):
 def kind_of_files(paths):
     """The kind of data in the files, by the columns of the first line if all of them are .jsonl.
 
-    Raises ValueError if these columns are those of no kind, with what to type instead.
+    Raises ValueError, with what to type, if no kind has these columns.
     """
     if not all(suffix(path) == '.jsonl' for path in paths):
         return 'text'
@@ -205,8 +205,8 @@ def resolve_mixture(data, tokenizer, vocab_size):
 def make(name, write, tokenizer, vocab_size, default='', out=''):
     """The folder data/NAME-TAG of a data set: found, or made now.
 
-    write: a function (folder, tokenizer=, vocab_size=, tag=) -> meta, usually through write_text or
-        write_examples
+    write: a function (folder, tokenizer=, vocab_size=, tag=) that fills the folder and returns its
+        meta, as write_text and write_examples do
     tokenizer, vocab_size: see data/vocabulary.py; their short name is TAG
     default: the tag that is left out of the folder's name, which is then data/NAME
     out: the folder, if it is to have another name

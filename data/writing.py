@@ -29,7 +29,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os
 
 
 def for_validation(text, share):
-    """Whether a document is one of the `share` that is for validation. Its hash decides."""
+    """Whether a document belongs to the `share` that is for validation. Its hash decides."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') < share * 2 ** 64
 
@@ -54,6 +54,7 @@ def encode(tok, dtype, job):
 
 
 def start_process(*tools):
+    """Gives a new process its tokenizer and dtype."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # the parent handles Ctrl-C
     in_process.tools = tools
 
@@ -211,7 +212,7 @@ def recut(splits, tok, dtype):
     """Makes val.bin the end of all the text, where documents are too few or unequal to pick from.
 
     The cut is the border between documents that is nearest to nine tenths of the tokens. If there
-    is none between eight tenths and nearly the end, it goes through a document at nine tenths, as
+    is none between eight tenths and 98 %, it goes through a document at nine tenths, as
     in nanoGPT, and this document counts on both sides.
     """
     train, val = splits
