@@ -34,8 +34,7 @@ It may also define
     Model.before_step(step)  called with the number of each step, and once before the optimizers
                              are made; true if other parameters train from this step on
     Model.flops()            training flops of a row; default: counted (lib/flops.py)
-    generate(model, source, mask, ...), text_of(ids, tokenizer, eot)     for sample.py: a source in,
-                             a text out
+    generate(model, source, mask, ...)     for sample.py: a source in, a text out
     encode, collate, predict, chat, show, from_hf, to_hf, hf_types, hf_folders     in the place of
                              lib/'s; batch may also do what collate does
 

@@ -309,7 +309,8 @@ def our_model(args, file, config, dtype=None):
 def twin(file, config, to_hf='to_hf'):
     "transformers' model of the same shape and weights. What our own takes is off the clock"
     global BEGAN
-    import torch, train, transformers
+    import torch, transformers
+    from data import files
     from lib import models
     began = time.perf_counter()
     transformers.utils.logging.disable_progress_bar(), transformers.logging.set_verbosity_error()
@@ -317,7 +318,7 @@ def twin(file, config, to_hf='to_hf'):
     model = file.Model(config)
     with tempfile.TemporaryDirectory() as tmp:
         hf, weights = getattr(models.layout_of(file), to_hf)(model)
-        train.write_safetensors(tmp + '/model.safetensors', weights)
+        files.write_safetensors(tmp + '/model.safetensors', weights)
         with open(tmp + '/config.json', 'w') as f: json.dump(hf, f)
         BEGAN += time.perf_counter() - began
         return getattr(transformers, hf['architectures'][0]).from_pretrained(tmp)
