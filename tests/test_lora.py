@@ -17,6 +17,7 @@ import sample
 import t5
 import train
 from data import files
+from lib import wrapped
 from lib.models import layout_of
 
 LLAMA = dict(positions='rotary', norm='rmsnorm', activation='silu', gated=True, bias=False, n_head=6, n_kv_head=2, head_dim=10, n_hidden=53, tied=False)
@@ -143,7 +144,7 @@ def test_merge_unmerge_merge(family, bits):
     if not bits: assert all(torch.equal(p, plain[n]) for n, p in model.state_dict().items() if n in plain)
     for mode in (True, False): model.train(mode)                           # changes nothing
     assert torch.equal(logits(model), apart)
-    assert not {'train', 'eval'} & {k for c in (lora.Adapter, lora.Linear, lora.Held) for k in vars(c)}
+    assert not {'train', 'eval'} & {k for c in (lora.Adapter, wrapped.Linear, wrapped.Held) for k in vars(c)}
     lora.merge(model, unload=True)
     assert {type(m) for m in lora.linears(model).values()} == {torch.nn.Linear} and model.state_dict().keys() == plain.keys()
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())

@@ -61,7 +61,7 @@ _keys = {
     'problem_type': Written('problem_type'),
 }
 _silent = dict(n_segments=2, norm_eps=1e-12, dropout=0.1, attention_dropout=0.1, init_std=0.02,
-               pad_id=0)
+               pad_id=0, generator_size=0.0)
 _choice_fixed = dict(summary_type='first', summary_use_proj=True, summary_activation='gelu')
 
 
