@@ -5,8 +5,8 @@
 
 From Python, after the weights are loaded and before torch.compile, DDP and the optimizer:
 
-    adapters.bottleneck(model, 16)              # Houlsby: behind attention and MLP; 'down': Pfeiffer
-    adapters.bottleneck(model, 16, 'down', experts=4, consistency=1.0)       # AdaMix, with its loss
+    adapters.bottleneck(model, 16)              # Houlsby: attention and MLP; 'down': Pfeiffer
+    adapters.bottleneck(model, 16, 'down', experts=4, consistency=1.0)     # AdaMix, with its loss
     adapters.prefix(model, 20, hidden=256)      # keys and values in every layer; 0: P-tuning v2
     adapters.prompt(model, 20)                  # vectors in front of the embedded input
     adapters.bitfit(model, train='classifier')  # biases alone
@@ -410,8 +410,8 @@ def prompt(model, length=20, name='default', train=''):
         place = 'encoder'
         x = model.embeddings(ids)
     else:
-        raise ValueError('a prompt goes in front of a causal decoder, an encoder, or the encoder of '
-                         'an encoder-decoder, and this model is none: use adapters.prefix')
+        raise ValueError('a prompt goes in front of a causal decoder, an encoder, or the encoder '
+                         'of an encoder-decoder, and this model is none: use adapters.prefix')
     model.train(training)
     layers = {place: dict(length=length, width=x.size(-1)), **layers}
     lora.attach(model, name, layers, lora.heads(model, train), kind='prompt')
@@ -446,5 +446,5 @@ def wrap(model, config, train=''):
     if not match:
         match = 'down' if kind == 'adamix' else 'out,down'
     experts = config.adapter_experts if kind == 'adamix' else 1
-    return bottleneck(model, config.adapter_size or 16, match, experts=experts,
-                      dropout=config.lora_dropout, consistency=config.adapter_consistency, train=train)
+    return bottleneck(model, config.adapter_size or 16, match, experts=experts, train=train,
+                      dropout=config.lora_dropout, consistency=config.adapter_consistency)

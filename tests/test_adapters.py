@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import types
 
 import pytest
 import torch
@@ -189,9 +190,9 @@ def test_prefix_is_more_keys(family, kw):
     outs = []
     for layer in layers.values(): layer.out.register_forward_pre_hook(lambda m, x: outs.append(x[0].detach()))
     sdpa = F.scaled_dot_product_attention
-    def spy(q, k, v, mask=None, drop=0.0, causal=False, scale=None):
-        calls.append((q, k, v, mask, causal, scale))
-        return sdpa(q, k, v, mask, drop, causal, scale=scale)
+    def spy(q, k, v, mask=None, drop=0.0, is_causal=False, scale=None):
+        calls.append((q, k, v, mask, is_causal, scale))
+        return sdpa(q, k, v, mask, drop, is_causal, scale=scale)
     with pytest.MonkeyPatch.context() as m, torch.no_grad():
         m.setattr(F, 'scaled_dot_product_attention', spy)
         run()
@@ -417,7 +418,10 @@ def test_each_kind_is_trained_resumed_and_opened(family, data, kind, bases, tmp_
     encode = lambda e: models.rows_of(file, model.config.kind).encode(e, tokenizer, model.config)
     (title, (rows, m)), = train.validation(text.open_meta(flags[1][7:]), 1337, encode).items()
     look = train.Evaluation(train.Feed(file, model.config, rows, torch.device('cpu'), tokenizer), 4, 3, m, 0, 1)
-    found = look(model, model, contextlib.nullcontext)
+    net = types.SimpleNamespace(model=model, autocast=contextlib.nullcontext, whole_weights=contextlib.nullcontext,
+                                evaluate=lambda arrays, totals, full_size: model(*arrays, totals=totals))
+    with torch.no_grad(): found = look(net)
+    model.eval()
     assert found['val_loss'] == pytest.approx(wanted, rel=1e-5)
     if data != 'instruct':                                                 # and beside a base, as sample.py does it
         use = ['--classify=one plus two'] if data == 'labelled' else ['--prompt=one plus', '--max_new_tokens=5', '--temperature=0']
