@@ -51,7 +51,7 @@ from lib.wrapped import shared
 from lib.wrapped import unpack
 from lib.wrapped import zeros
 
-# --------------------------------------------------------------------------- the low-rank matrices
+# ------------------------------------------------------------------------ the low-rank matrices
 
 SMALLEST_NORM = 1e-12
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 TINY = 1e-12   # no scale is smaller
 INT8 = 127     # the largest number of a row in int8
 
-# ------------------------------------------------------------------------------- which layers a model has
+# ------------------------------------------------------------------- which layers a model has
 
 
 def linears(model):
@@ -36,7 +36,7 @@ def shared(model, p):
     return sum(q is p for m in model.modules() for q in m._parameters.values()) > 1
 
 
-# ------------------------------------------------------------------------------- what they become
+# ---------------------------------------------------------------------------- what they become
 
 
 def zeros(like, *shape):
