@@ -55,7 +55,7 @@ class Columns:
 
     def __str__(self):
         names = [f'"{name}"' for name in self.required]
-        names += [f'"{name}" if you like' for name in self.optional]
+        names += [f'"{name}" (optional)' for name in self.optional]
         return ', '.join(names)
 
 
