@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import gpt
+from lib import loss
 from lib import positions
 from lib import show
 from lib.models import layout_of
@@ -322,6 +323,18 @@ def test_the_loss_of_a_wide_vocabulary(chunk, dtype):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         model.head_loss(None, x[None], None, None, t[None])
     assert max(saved) == model.head.weight.numel() == 70001 * model.config.n_embd and max(saved) < 64 * V
+
+
+def test_chunks_of_the_loss_are_equal_parts(monkeypatch):
+    """64 tokens of 99 logits, at most about 2000 at once: four chunks of 16; or as many tokens as are asked for."""
+    monkeypatch.setattr(loss, 'CHUNK_LOGITS', 2000)
+    head, x, y, sizes = torch.nn.Linear(8, 99, bias=False), torch.randn(64, 8), tokens(64), []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, 'softmax', lambda z, *a, **kw: sizes.append(len(z)) or softmax(z, *a, **kw))
+    for chunk, expected in ((0, [16] * 4), (30, [30, 30, 4])):
+        sizes.clear()
+        loss.chunked_loss(head, x, y, 99, chunk)
+        assert sizes == expected
 
 
 def test_padded_rows_take_no_part():
