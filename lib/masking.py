@@ -1,5 +1,6 @@
-"""The rarer ways to choose the tokens that a masked language model has to predict: whole words, spans, masks that a
-text keeps. bert.py asks for them under --masking and --static_masks.
+"""Ways to choose the tokens that a masked language model has to predict, beside bert.py's own of
+single tokens: whole words, spans (lib/spanbert.py) and masks that a text keeps, bert.py's --masking
+and --static_masks.
 
 Letters: B batch, L tokens of text in a row, K masked tokens of a row, V vocabulary.
 """
@@ -7,43 +8,96 @@ import functools
 
 import numpy as np
 
+from lib import spanbert
+
+
+def choose(tokens, special, config, rng, tokenizer):
+    """As bert.choose. tokens: (B, L), special: (B, L) bool, not to be hidden -> four arrays (B, K):
+    places in order, whether each counts, a random number that decides between mask, random and
+    keep, number of the span or None"""
+    B, L = tokens.shape
+    K = config.n_masked
+    if config.masking == 'span':
+        places, span = spanbert.span_places(rng.random(K), rng.random(L - K + 1), K, L)
+        u = np.take_along_axis(rng.random(K), span, 1)             # a span is treated as a whole
+        return places, ~np.take_along_axis(special, places, 1), u, span
+
+    random = rng.random
+    if config.static_masks:
+        random = fixed_random(tokens, rng.integers(0, config.static_masks, 1))
+    order = random(L) + special                                        # separators come last
+    if config.masking == 'word':
+        ranked, fits = whole_words(order, begins_word(tokens, tokenizer), K)
+    else:
+        ranked = np.argpartition(order, K - 1, axis=1)[:, :K]
+        fits = np.ones((B, K), bool)
+    sorted_ = np.argsort(ranked, axis=1)
+    places = np.take_along_axis(ranked, sorted_, 1)
+    counts = np.take_along_axis(fits, sorted_, 1) & ~np.take_along_axis(special, places, 1)
+    return places, counts, np.take_along_axis(random(L), places, 1), None
+
+
+def whole_words(order, first, K):
+    """The K lowest tokens in an order (B, L) in which a word takes the place of its first token.
+    first: (B, L) bool. -> places (B, K), false where a word does not fit as a whole (B, K)"""
+    L = order.shape[1]
+    start = np.maximum.accumulate(np.where(first, np.arange(L), 0), 1)     # of each token's word
+    order = np.take_along_axis(order, start, 1)
+    ranked = np.argsort(order, axis=1, kind='stable')
+    following = np.take_along_axis(order, ranked[:, [K]], 1) if K < L else -1
+    ranked = ranked[:, :K]
+    cut = np.take_along_axis(order, ranked, 1) == following
+    return ranked, ~cut | cut.all(1, keepdims=True)                    # a word longer than K is cut
+
+
+def begins_word(tokens, tokenizer):
+    """(B, L) -> (B, L) bool"""
+    if tokenizer is None:
+        raise ValueError('masking=word needs the tokenizer of the text, and train.py gave none')
+    goes_on, ends_inside = word_parts(tokenizer)
+    first = np.ones(tokens.shape, bool)
+    first[:, 1:] = ~(goes_on[tokens[:, 1:]] & ends_inside[tokens[:, :-1]])
+    return first
+
 
 @functools.lru_cache(4)
 def word_parts(tokenizer):
-    """-> two (V,) bool: the token begins like the middle of a word, the token ends inside a word. What is decoded after
-    a letter shows whether the tokenizer puts a space in front, be it byte-level or WordPiece."""
-    inside = lambda b: b >= 128 or chr(b).isalnum() or b == 95
-    letter = next(i for i in range(tokenizer.vocab_size) if tokenizer.decode_bytes([i])[-1:].isalpha())
-    skip, special = len(tokenizer.decode_bytes([letter])), set(tokenizer.special.values())
-    bytes_of = [b'' if i in special else tokenizer.decode_bytes([letter, i])[skip:]
-                for i in range(tokenizer.vocab_size)]
-    return tuple(np.array([len(b) > 0 and inside(b[at]) for b in bytes_of]) for at in (0, -1))
+    """-> two (V,) bool: the token begins like the middle of a word, the token ends inside a word.
+    What is decoded after a letter shows whether the tokenizer puts a space in front, be it
+    byte-level or WordPiece."""
+    def inside(byte):
+        return byte >= 128 or chr(byte).isalnum() or byte == ord('_')
+
+    V = tokenizer.vocab_size
+    letter = next(i for i in range(V) if tokenizer.decode_bytes([i])[-1:].isalpha())
+    skip = len(tokenizer.decode_bytes([letter]))
+    special = set(tokenizer.special.values())
+    spelled = [b'' if i in special else tokenizer.decode_bytes([letter, i])[skip:]
+               for i in range(V)]
+    goes_on = np.array([len(b) > 0 and inside(b[0]) for b in spelled])
+    ends_inside = np.array([len(b) > 0 and inside(b[-1]) for b in spelled])
+    return goes_on, ends_inside
 
 
-def mix(x):  # the output function of SplitMix64 (Steele et al. 2014), on uint64 arrays
+def mix(x):
+    """The output function of SplitMix64 (Steele et al. 2014), on uint64 arrays."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
     return x ^ (x >> np.uint64(31))
 
 
 def fixed_random(tokens, copy):
-    """A function like rng.random for static masks: numbers of a place depend on the tokens from 4 before it to 4 after
-    it and on the copy's number: a text meets the same mask wherever its window begins. (B, L), (B, 1) -> function"""
-    around = np.pad(tokens.astype(np.uint64) + np.uint64(1), ((0, 0), (4, 4)))
-    key = (sum(around[:, i:i + tokens.shape[1]] * mix(np.uint64([i + 1])) for i in range(9))
-           ^ mix(copy.astype(np.uint64) + np.uint64(99)))
+    """A function like rng.random for static masks: the numbers of a place depend on the tokens from
+    4 before it to 4 after it and on the copy's number, so a text meets the same mask wherever its
+    window begins. (B, L), (B, 1) -> function: n -> (B, n)"""
+    L = tokens.shape[1]
+    near = np.pad(tokens.astype(np.uint64) + np.uint64(1), ((0, 0), (4, 4)))
+    key = sum(near[:, i:i + L] * mix(np.uint64([i + 1])) for i in range(9))
+    key = key ^ mix(copy.astype(np.uint64) + np.uint64(99))
     calls = iter(range(1, 9))
-    return lambda n: (mix(key + mix(np.uint64([next(calls)]))) >> np.uint64(11)) * 2.0 ** -53
 
+    def random(n):
+        bits = mix(key + mix(np.uint64([next(calls)])))
+        return (bits >> np.uint64(11)) * 2.0 ** -53
 
-def span_places(u_length, u_place, K, L):
-    """SpanBERT, 3.1: spans of geometric length (p = 0.2, at most 10, mean 3.8), K tokens in all, at least one token
-    apart. Random numbers (B, K), (B, L - K + 1) -> places (B, K) in order, number of the span that each belongs to
-    (B, K)"""
-    share = 0.2 * 0.8 ** np.arange(10)
-    length = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], u_length, 'right')  # (B, K): so many suffice
-    ends = np.minimum(np.cumsum(length, axis=1), K)                        # of each span, in hidden tokens
-    span = (ends[:, None] <= np.arange(K)[:, None]).sum(2)                 # (B, K)
-    slots = np.argsort(u_place, axis=1)[:, :K]                             # visible tokens before each span: distinct
-    slots = np.sort(np.where(np.arange(K) <= span[:, -1:], slots, L), axis=1)
-    return np.take_along_axis(slots, span, 1) + np.arange(K), span
+    return random

@@ -1,5 +1,4 @@
 """What a model has learned, as a text that a person reads at the end of a run."""
-import json
 import sys
 
 import numpy as np
@@ -7,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from lib import pairs
-from lib.tasks import collate, predict, role
+from lib.tasks import collate, in_words, label_names, predict, role
 
 
 @torch.no_grad()
@@ -52,75 +51,137 @@ def prompt_of(example):
 
 
 @torch.no_grad()
-def examples(model, tokenizer, ids):
-    """With another head: the last part of some examples, the prediction and the truth."""
-    c, device = model.config, model.embeddings.tokens.weight.device
-    lines, names = [], json.loads(c.labels) if c.labels and c.n_labels else []
-    for e, p in zip(ids, predict(model, [torch.from_numpy(a).to(device) for a in collate(ids, c)], ids, tokenizer)):
-        truth = [t for t in e['tags'] if t >= 0] if c.kind == 'tagged' else e.get('label')
-        if c.kind == 'qa':
-            truth = (e['context'][e['spans'][e['start'] - e['first']][0]:e['spans'][e['end'] - e['first']][1]]
-                     if e['start'] else '')
-        if names: truth = [names[t] for t in truth] if c.kind == 'tagged' else names[truth]
-        text = tokenizer.decode((e['choices'][0] if 'choices' in e else e)['ids'])
-        lines.append(f'{text[-400:]}\n    >>> {p.get("name", p["prediction"])} (truth: {truth})')
-    return '\n'.join(lines)
-
-
-@torch.no_grad()
 def show_bert(model, tokenizer, ids, n=96):
-    """Validation text with every sixth token or so hidden, and what the model puts there: [guess], or [guess|truth]
-    where it is wrong. With another head: the last part of some examples, the prediction and the truth."""
-    c, device = model.config, model.embeddings.tokens.weight.device
-    if isinstance(ids[0], dict): return examples(model, tokenizer, ids)
-    if c.kind != 'text': return ''
+    """Validation text with every seventh token or so hidden, and what the model puts there:
+    [guess], or [guess|truth] where it is wrong. With another head: see show_examples."""
+    c = model.config
+    if isinstance(ids[0], dict):
+        return show_examples(model, tokenizer, ids)
+    if c.kind != 'text':
+        return ''
     ids = np.asarray(ids[:min(n, c.block_size - 2)], np.int64)
-    hide = np.sort(np.random.default_rng(0).permutation(len(ids))[:max(1, len(ids) // 7)])
+    hidden = np.sort(np.random.default_rng(0).permutation(len(ids))[:max(1, len(ids) // 7)])
     row = np.concatenate(([role(c, 'cls')], ids, [role(c, 'sep')]))
-    row[1 + hide] = role(c, 'mask')
-    guess = dict(zip(hide.tolist(),
-                     model.logits(torch.from_numpy(row)[None].to(device))[0, 1 + hide].argmax(1).tolist()))
-    text, run = '', []
-    for i, t in enumerate(ids.tolist()):                                   # runs of visible tokens are decoded together
-        if i not in guess: run.append(t); continue
-        right, wrong = tokenizer.decode([guess[i]]), '' if guess[i] == t else '|' + tokenizer.decode([t])
-        text, run = f'{text}{tokenizer.decode(run)}[{right}{wrong}]', []
-    hits = sum(guess[i] == ids[i] for i in guess)
-    return (f'{text}{tokenizer.decode(run)}\n    >>> {hits} of {len(guess)} hidden tokens filled as they were: '
-            '[guess], or [guess|truth]')
+    row[1 + hidden] = role(c, 'mask')
+    logits = model.logits(on_device(row, model)[None])[0, 1 + hidden]
+    guesses = dict(zip(hidden.tolist(), logits.argmax(1).tolist()))
+
+    text = Text(tokenizer)
+    for i, token in enumerate(ids.tolist()):
+        if i not in guesses:
+            text.token(token)
+        elif guesses[i] == token:
+            text.marked('[', guesses[i], ']')
+        else:
+            text.marked('[', guesses[i], ']', token)
+    hits = sum(guesses[i] == ids[i] for i in guesses)
+    return (f'{text.written()}\n    >>> {hits} of {len(guesses)} hidden tokens filled '
+            'as they were: [guess], or [guess|truth]')
 
 
 @torch.no_grad()
 def show_electra(model, tokenizer, ids, n=96):
-    """Validation text in which the generator (without one: chance) replaced every seventh token or so, and which tokens
-    the discriminator takes for replaced: as many as there are, the likeliest ones, since a young discriminator gives
-    few of them more than 0.5. With another head: the last part of some examples, the prediction and the truth."""
-    c, device = model.config, model.embeddings.tokens.weight.device
-    file = sys.modules[type(model).__module__]       # which may be a copy of electra.py
-    if isinstance(ids[0], dict): return examples(model, tokenizer, ids)
-    if not c.has_detector: return ''
-    rng, ids = np.random.default_rng(0), np.asarray(ids[:min(n, c.block_size - 2)], np.int64)
+    """Validation text in which the generator (without one: chance) replaced every seventh token or
+    so, and which tokens the discriminator takes for replaced: as many as there are, the likeliest
+    ones, since a young discriminator gives few of them more than 0.5. With another head: see
+    show_examples."""
+    c = model.config
+    if isinstance(ids[0], dict):
+        return show_examples(model, tokenizer, ids)
+    if not c.has_detector:
+        return ''
+    file = sys.modules[type(model).__module__]             # electra.py or a copy of it
+    rng = np.random.default_rng(0)
+    ids = np.asarray(ids[:min(n, c.block_size - 2)], np.int64)
     places = 1 + np.sort(rng.permutation(len(ids))[:max(1, len(ids) // 7)])
     old = np.concatenate(([role(c, 'cls')], ids, [role(c, 'sep')]))
     new = old.copy()
     new[places] = role(c, 'mask')
     if c.has_generator:
-        x = model.generator_hidden(torch.from_numpy(new)[None].to(device))[0, places]          # (K, C)
-        new[places] = file.sample(model.generator.mlm(x),
-                             torch.from_numpy(rng.integers(0, 2 ** 31, len(places))).to(device)).cpu()
-    else: new[places] = rng.permutation(ids)[:len(places)]
-    chance, fake = file.replaced(model, torch.from_numpy(new)[None].to(device))[0].cpu().numpy()[1:-1], (new != old)[1:-1]
-    flags, text, run = np.zeros(len(fake), bool), '', []
-    flags[np.argsort(-chance, kind='stable')[:fake.sum()]] = True
-    # runs of tokens that need no mark are decoded together
-    for a, b, flag in zip(old[1:-1].tolist(), new[1:-1].tolist(), flags):
-        if a == b and not flag: run.append(b); continue
-        word = tokenizer.decode([b]) + ('' if a == b else '|' + tokenizer.decode([a]))
-        text, run = text + tokenizer.decode(run) + (f'?{word}?' if a == b else f'[{word}]' if flag else f'({word})'), []
-    n, right = fake.sum(), (fake & flags).sum()
-    return (f'{text}{tokenizer.decode(run)}\n    >>> {right} of {n} replaced tokens caught among the {n} likeliest: '
-            f'[new|old] caught, (new|old) missed, ?token? {n - right} false alarms; '
+        x = model.generator_hidden(on_device(new, model)[None])[0, places]             # (K, C)
+        u = on_device(rng.integers(0, 2 ** 31, len(places)), model)
+        new[places] = file.sample(model.generator.mlm(x), u).cpu()
+    else:
+        new[places] = rng.permutation(ids)[:len(places)]
+    chance = file.replaced(model, on_device(new, model)[None])[0].cpu().numpy()[1:-1]
+    old = old[1:-1]
+    new = new[1:-1]
+    fake = new != old
+    flagged = np.zeros(len(fake), bool)
+    flagged[np.argsort(-chance, kind='stable')[:fake.sum()]] = True
+
+    text = Text(tokenizer)
+    for token, shown, flag in zip(old.tolist(), new.tolist(), flagged):
+        if token == shown and flag:
+            text.marked('?', shown, '?')
+        elif token == shown:
+            text.token(token)
+        elif flag:
+            text.marked('[', shown, ']', token)
+        else:
+            text.marked('(', shown, ')', token)
+    total = fake.sum()
+    caught = (fake & flagged).sum()
+    return (f'{text.written()}\n    >>> {caught} of {total} replaced tokens caught '
+            f'among the {total} likeliest: [new|old] caught, (new|old) missed, '
+            f'?token? {total - caught} false alarms; '
             f'{(chance > 0.5).sum()} have a probability over 0.5')
+
+
+class Text:
+    """Tokens one after another, some of them in marks. Runs of plain tokens are decoded together,
+    for a character may take several."""
+
+    def __init__(self, tokenizer):
+        self.decode = tokenizer.decode
+        self.text = ''
+        self.run = []
+
+    def token(self, token):
+        self.run.append(token)
+
+    def marked(self, left, token, right, truth=None):
+        """token, or token|truth, between two marks"""
+        word = self.decode([token])
+        if truth is not None:
+            word += '|' + self.decode([truth])
+        self.text = f'{self.written()}{left}{word}{right}'
+        self.run = []
+
+    def written(self):
+        return self.text + self.decode(self.run)
+
+
+@torch.no_grad()
+def show_examples(model, tokenizer, rows):
+    """Examples with labels: the last part of each, the prediction and the truth."""
+    c = model.config
+    arrays = [on_device(a, model) for a in collate(rows, c)]
+    lines = []
+    for row, found in zip(rows, predict(model, arrays, rows, tokenizer)):
+        text = tokenizer.decode((row['choices'][0] if 'choices' in row else row)['ids'])
+        said = found.get('name', found['prediction'])
+        lines.append(f'{text[-400:]}\n    >>> {said} (truth: {truth_of(row, c)})')
+    return '\n'.join(lines)
+
+
+def truth_of(row, config):
+    """What a prediction should be, classes in words if they have names"""
+    if config.kind == 'qa':
+        if not row['start']:
+            return ''
+        start, _ = row['spans'][row['start'] - row['first']]
+        _, end = row['spans'][row['end'] - row['first']]
+        return row['context'][start:end]
+    truth = row.get('label')
+    if config.kind == 'tagged':
+        truth = [tag for tag in row['tags'] if tag >= 0]
+    names = label_names(config)
+    return in_words(truth, names) if names else truth
+
+
+def on_device(array, model):
+    return torch.from_numpy(array).to(next(model.parameters()).device)
 
 
 class SeededRow:

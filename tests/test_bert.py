@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import bert, bpe, train
-from lib import masking, models, tasks
+from lib import masking, models, spanbert, tasks
 from data.rows import Random, keyed
 from lib.models import layout_of
 
@@ -354,7 +354,7 @@ def test_which_tokens_go_on_with_a_word():
 def test_spans():
     """Geometric lengths with mean 3.8, exactly K tokens, spans that never touch, each masked as a whole, edges outside."""
     rng, lengths = Random(keyed(0, np.arange(4000))), []
-    places, span = masking.span_places(rng.random(60), rng.random(400 - 60 + 1), 60, 400)
+    places, span = spanbert.span_places(rng.random(60), rng.random(400 - 60 + 1), 60, 400)
     assert (np.diff(places, axis=1) > 0).all() and places.min() >= 0 and places.max() < 400
     joined = (np.diff(places, axis=1) == 1) == (np.diff(span, axis=1) == 0)
     assert joined.all()                                                    # neighbours are of one span, and no two spans are neighbours

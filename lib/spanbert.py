@@ -1,0 +1,56 @@
+"""SpanBERT (Joshi et al. 2019, 1907.10529), bert.py's --masking=span and --sbo: spans of tokens are
+hidden, and each of their tokens is also predicted from the two tokens beside the span.
+
+Letters: B batch, T tokens, L tokens of text in a row, K masked tokens of a row, C width, E width of
+the embeddings.
+"""
+import numpy as np
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+LONGEST = 10   # tokens of a span
+
+
+def span_places(u_length, u_place, K, L):
+    """Spans of geometric length (3.1: p = 0.2, mean 3.8), K tokens in all, at least one token
+    apart. Random numbers (B, K) and (B, L - K + 1) -> places (B, K) in order, number of the span
+    that each belongs to (B, K)"""
+    share = 0.2 * 0.8 ** np.arange(LONGEST)
+    below = np.cumsum(share / share.sum())[:-1]
+    length = 1 + np.searchsorted(below, u_length, 'right')             # (B, K): so many suffice
+    ends = np.minimum(np.cumsum(length, axis=1), K)                # of each span, in hidden tokens
+    span = (ends[:, None] <= np.arange(K)[:, None]).sum(2)             # (B, K)
+    # visible tokens in front of each span: distinct numbers, so that no two spans touch
+    slots = np.argsort(u_place, axis=1)[:, :K]
+    slots = np.sort(np.where(np.arange(K) <= span[:, -1:], slots, L), axis=1)
+    return np.take_along_axis(slots, span, 1) + np.arange(K), span
+
+
+def edges(places, span, T):
+    """Of each hidden token: the place before its span, the place after it, and its number in the
+    span. places, span: (B, K) -> (B, K, 3)"""
+    same = span[:, :, None] == span[:, None]                           # (B, K, K)
+    left = np.where(same, places[:, None], T).min(2)
+    right = np.where(same, places[:, None], -1).max(2)
+    return np.stack((left - 1, right + 1, places - left), axis=2)
+
+
+class Boundary(nn.Module):
+    """Eq. 2, for the token at place p of its span: h = LN(GELU(W1 [x_left; x_right; p])), y =
+    LN(GELU(W2 h)). norm: the model file's LayerNorm(config, width)."""
+
+    def __init__(self, config, norm):
+        super().__init__()
+        C, E = config.n_embd, config.embed
+        self.places = nn.Embedding(LONGEST, C)
+        self.dense_1 = nn.Linear(3 * C, C)
+        self.norm_1 = norm(config, C)
+        self.dense_2 = nn.Linear(C, E)
+        self.norm_2 = norm(config, E)
+
+    def forward(self, left, right, place):
+        """(.., C), (.., C), (..) -> (.., E)"""
+        x = torch.cat((left, right, self.places(place)), dim=-1)
+        h = self.norm_1(F.gelu(self.dense_1(x)))
+        return self.norm_2(F.gelu(self.dense_2(h)))
