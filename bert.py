@@ -6,8 +6,9 @@
 One Config spans the family; a preset is the smallest difference from the defaults, BERT-base.
 batch() hides a share of the tokens of running text, [CLS] text [SEP]; the model computes logits at
 those K places alone. On examples with labels the kind of the data picks the head, and lib/tasks.py
-makes the rows. SpanBERT's own objective is in lib/spanbert.py, MAE-LM's in lib/maelm.py, whole
-words and fixed masks in lib/masking.py.
+makes the rows. SpanBERT's own objective is in lib/spanbert.py, MAE-LM's in lib/maelm.py, pairs of
+texts in lib/sentences.py, whole words and fixed masks in lib/masking.py, layers that see near
+tokens alone in lib/local.py.
 
 Papers: BERT Devlin et al. 2018 (1810.04805), RoBERTa Liu et al. 2019 (1907.11692), SpanBERT Joshi
 et al. 2019 (1907.10529), ALBERT Lan et al. 2019 (1909.11942), DistilBERT Sanh et al. 2019
@@ -35,6 +36,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 family = 'bert'  # names the tables of lib/ that fit this Model; a copy keeps the line
+
+
+def require(condition, message):
+    if not condition:
+        raise ValueError(message)
 
 
 @dataclass
@@ -96,40 +102,39 @@ class Config:
 
     def __post_init__(self):
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f'{name}={getattr(self, name)!r} is not one of: '
-                                 + ' '.join(map(repr, allowed)))
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)}: expected 1 or more')
+            value = getattr(self, name)
+            require(value in allowed,
+                    f'{name}={value!r} is not one of: {" ".join(map(repr, allowed))}')
+        for name in ('vocab_size', 'vocab_multiple', 'n_layer', 'n_head', 'n_embd', 'global_every',
+                     'doc_stride'):
+            require(getattr(self, name) >= 1, f'{name}={getattr(self, name)}: expected 1 or more')
         for name in ('mask_rate', 'mask_share', 'random_share'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name}={getattr(self, name)}: expected a share from 0 to 1')
+            value = getattr(self, name)
+            require(0 <= value <= 1, f'{name}={value}: expected a share from 0 to 1')
+        require(0 < self.init_std < 1e9,
+                f'init_std={self.init_std}: expected more than 0, under 1e9')
+        require(self.block_size >= 8, f'block_size={self.block_size}: expected 8 or more')
         D = self.n_embd // self.n_head
+        require(D * self.n_head == self.n_embd,
+                f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
+        require(self.positions != 'rotary' or D % 2 == 0,
+                f'rotary positions turn pairs: a head of {D} numbers is odd')
+        require(self.mask_share + self.random_share <= 1, 'mask_share + random_share = '
+                f'{self.mask_share + self.random_share}: expected at most 1')
+        require(self.window >= 0,
+                f'window={self.window}: expected a number of tokens, or 0 for all')
         spans = self.masking == 'span'
-        share = self.mask_share + self.random_share
-        unknown = ' '.join(sorted(set(self.biases.split()) - set(parts_with_bias)))
-        refused = {
-            'sbo predicts spans from their boundaries: add --masking=span': self.sbo and not spans,
-            'static_masks go with --masking=token or --masking=word': self.static_masks and spans,
-            f'init_std={self.init_std}: expected more than 0, under 1e9':
-                not 0 < self.init_std < 1e9,
-            f'mask_share + random_share = {share}: expected at most 1': share > 1,
-            f'mask_rate={self.mask_rate}: spans that do not touch cover at most half':
-                spans and self.mask_rate > 0.5,
-            f'window={self.window}: expected a number of tokens, or 0 for all': self.window < 0,
-            f'block_size={self.block_size}: expected 8 or more': self.block_size < 8,
-            f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}':
-                self.n_embd % self.n_head,
-            f'rotary positions turn pairs: a head of {D} numbers is odd':
-                self.positions == 'rotary' and D % 2,
-            f'sentences={self.sentences} needs --n_segments=2':
-                self.sentences and self.n_segments < 2,
-            f'biases={self.biases!r}: {unknown} is none of: {" ".join(parts_with_bias)}': unknown,
-        }
-        for message, wrong in refused.items():
-            if wrong:
-                raise ValueError(message)
+        require(spans or not self.sbo,
+                'sbo predicts spans from their boundaries: add --masking=span')
+        require(not spans or not self.static_masks,
+                'static_masks go with --masking=token or --masking=word')
+        require(not spans or self.mask_rate <= 0.5,
+                f'mask_rate={self.mask_rate}: spans that do not touch cover at most half')
+        require(not self.sentences or self.n_segments >= 2,
+                f'sentences={self.sentences} needs --n_segments=2')
+        unknown = set(self.biases.split()) - {'attention', 'mlp', 'norm', 'head', 'decoder'}
+        require(not unknown, f'biases={self.biases!r}: {" ".join(sorted(unknown))} is none of: '
+                             'attention mlp norm head decoder')
 
     @property
     def rows(self):  # of the token table
@@ -146,21 +151,17 @@ class Config:
     @property
     def n_masked(self):  # K
         return max(1, round(self.mask_rate * self.n_text))
-
     @property
     def has_pooler(self):
-        pairs = self.kind == 'text' and self.sentences != ''
-        classes = self.kind in ('labelled', 'choice')
-        return self.kind == 'pooled' or self.pooler != 'head' and (classes or pairs)
-
+        pooled = self.kind in ('labelled', 'choice') or self.kind == 'text' and self.sentences != ''
+        return self.kind == 'pooled' or self.pooler != 'head' and pooled
     @property
     def has_head(self):
         return self.kind == 'text' or self.pooler == 'head' and self.kind in kinds
-
     @property
     def n_outputs(self):
-        outputs = dict(labelled=self.n_labels or 1, tagged=self.n_labels, qa=2, choice=1)
-        return outputs.get(self.kind, 0)
+        n = self.n_labels
+        return dict(labelled=n or 1, tagged=n, qa=2, choice=1).get(self.kind, 0)
 
     def has_bias(self, part):
         return self.bias or part in self.biases.split()
@@ -169,9 +170,6 @@ class Config:
 kinds = ('text', 'labelled', 'tagged', 'qa', 'choice')
 activations = {'gelu': F.gelu, 'gelu_tanh': functools.partial(F.gelu, approximate='tanh'),
                'relu': F.relu, 'silu': F.silu}
-parts_with_bias = ('attention', 'mlp', 'norm', 'head', 'decoder')
-at_least_one = ('vocab_size', 'vocab_multiple', 'n_layer', 'n_head', 'n_embd', 'global_every',
-                'doc_stride')
 choices = dict(positions=('learned', 'sinusoidal', 'rotary'), activation=tuple(activations),
                masking=('token', 'word', 'span'), sentences=('', 'nsp', 'sop'),
                pool=('cls', 'mean'), pooler=('tanh', 'relu', 'head'),
@@ -279,21 +277,6 @@ def choose(tokens, config, rng, tokenizer):
     return places, counts, np.take_along_axis(rng.random(config.n_text), places, 1), None
 
 
-def pair_up(tokens, draw, config, rng):
-    """Each row becomes two texts, the second of which continues the first or, for half of the rows,
-    does not: it is another text (nsp) or the two are swapped (sop). -> tokens (B, L), length of the
-    first text (B, 1), label: 1 where the second does not continue the first (B, 1)"""
-    L = config.n_text
-    first = rng.integers(L // 4, L - L // 4 + 1, 1)
-    flip = rng.integers(0, 2, 1)
-    place = np.arange(L)
-    if config.sentences == 'nsp':
-        random = (flip == 1) & (place >= first)
-        return np.where(random, draw(L, stream=1), tokens), first, flip
-    swapped = np.take_along_axis(tokens, (place + first) % L, 1)
-    return np.where(flip, swapped, tokens), np.where(flip, L - first, first), flip
-
-
 def batch(draw, config, rng):
     """One micro-batch of running text: ids (B, T), [segments (B, T)], places (B, K), [edges
     (B, K, 3)], [labels of pairs (B,)], targets (B, K), -1 where none; the arrays in brackets come
@@ -303,7 +286,8 @@ def batch(draw, config, rng):
     tokens = draw(L)                                                   # (B, L)
     first = np.full((len(tokens), 1), L)
     if config.sentences:
-        tokens, first, flip = pair_up(tokens, draw, config, rng)
+        from lib import sentences
+        tokens, first, flip = sentences.pair_up(tokens, draw, config, rng)
     text = np.arange(L)
     place = 1 + text + (text >= first)         # (B, L) in the row: [CLS] first [SEP] second [SEP]
     ids = np.full((len(tokens), T), sep)
@@ -342,14 +326,6 @@ def count(*arrays):
 # --------------------------------------------------------------------------------------------------
 # modules
 
-def sinusoidal(positions, width):
-    """Attention Is All You Need, 3.5: sin(p / 10000^(2i/C)) at 2i, the cosine at 2i + 1.
-    (T,) -> (T, C)"""
-    i2 = torch.arange(0, width, 2, device=positions.device).float()
-    angle = positions[:, None] * 1e4 ** (-i2 / width)
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :width]
-
-
 def rotary(theta, width, positions):
     """Cosine and sine of the angle p theta^(-2i/D) of every pair i, in fp32.
     (B or 1, T) -> two of (B or 1, T, 1, D/2)"""
@@ -366,7 +342,6 @@ def rotate(x, cos, sin):
 
 class LayerNorm(nn.LayerNorm):
     """PyTorch's, but it returns its input's dtype; under autocast PyTorch's returns fp32."""
-
     def __init__(self, config, width):
         super().__init__(width, eps=config.norm_eps, bias=config.has_bias('norm'))
 
@@ -396,7 +371,6 @@ def states_at(x, places):
 
 class Embeddings(nn.Module):
     """tokens + positions + segments, then norm and dropout."""
-
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -428,7 +402,8 @@ class Embeddings(nn.Module):
         if c.positions == 'learned':
             x = x + self.positions(at + c.position_offset)
         if c.positions == 'sinusoidal':
-            x = x + self.scale * sinusoidal(at, c.embed)
+            from lib import positions
+            x = x + self.scale * positions.sinusoidal(at, c.embed)
         if c.n_segments and segments is None:
             x = x + self.segments.weight[0]
         elif c.n_segments:
@@ -451,8 +426,7 @@ class Attention(nn.Module):
         H = self.config.n_head
         q, k, v = self.qkv(x).view(B, T, 3, H, C // H).unbind(2)       # (B, T, H, D) each
         if turn:
-            q = rotate(q, *turn)
-            k = rotate(k, *turn)
+            q, k = rotate(q, *turn), rotate(k, *turn)
         if mask is not None and mask.size(-1) < T:
             from lib import local              # n blocks of h tokens become rows of their own
             q, k, v = local.blocks(q, k, v, mask.size(-2))
@@ -482,14 +456,13 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     """Attention and MLP. With pre_norm the first block lacks a norm: the embeddings have theirs."""
-
     def __init__(self, config, first=False):
         super().__init__()
         self.pre_norm = config.pre_norm
         self.attention = Attention(config)
         self.mlp = MLP(config)
-        lacks_norm = first and config.pre_norm
-        self.norm_1 = nn.Identity() if lacks_norm else LayerNorm(config, config.n_embd)
+        no_norm = first and config.pre_norm
+        self.norm_1 = nn.Identity() if no_norm else LayerNorm(config, config.n_embd)
         self.norm_2 = LayerNorm(config, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
 
@@ -504,7 +477,6 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Embeddings to hidden states. With share_layers one block runs n_layer times. n_layer: of
     MAE-LM's decoder, which reads hidden states."""
-
     def __init__(self, config, n_layer=0):
         super().__init__()
         self.config = config
@@ -539,16 +511,13 @@ class Encoder(nn.Module):
             block = self.blocks[i % len(self.blocks)]
             local = c.window and i % c.global_every
             args = (x, local_turn, local_mask) if local else (x, turn, mask)
-            if c.checkpoint_activations and self.training:
-                x = checkpoint(block, *args, use_reentrant=False)
-            else:
-                x = block(*args)
+            keep_all = not (c.checkpoint_activations and self.training)
+            x = block(*args) if keep_all else checkpoint(block, *args, use_reentrant=False)
         return self.norm(x)
 
 
 class Transform(nn.Module):
     """In front of the decoder: dense, activation, norm. (.., C) -> (.., E)"""
-
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.n_embd, config.embed, bias=config.has_bias('head'))
@@ -637,20 +606,17 @@ class Model(nn.Module):
         classes (B, n_labels), a number (B, 1), tags (B, T, n_labels), starts and ends (B, T, 2);
         choices, from (B, N, T): (B, N), -inf for rows of padding"""
         kind = self.config.kind
-        if kind in ('none', 'pooled'):
-            raise ValueError('these weights have no head, so there are no logits: '
-                             'use hidden(), or fine-tune first')
-        if kind == 'text' and self.config.n_decoder:
+        require(kind not in ('none', 'pooled'), 'these weights have no head, so there are no '
+                'logits: use hidden(), or fine-tune first')
+        if kind == 'choice':
+            from lib import tasks
+            return tasks.logits_of_choices(self.task_logits, ids, segments, mask)
+        if kind != 'text':
+            return self.task_logits(ids, segments, mask)
+        if self.config.n_decoder:
             from lib import maelm
             return self.tokens_of(self.head(maelm.states(self, ids, segments, mask)))
-        if kind == 'text':
-            return self.tokens_of(self.head(self.hidden(ids, segments, mask)))
-        if kind != 'choice':
-            return self.task_logits(ids, segments, mask)
-        flat = [None if a is None else a.flatten(0, 1) for a in (ids, segments, mask)]
-        y = self.task_logits(*flat).view(ids.shape[:2])                # (B, N)
-        real = real_tokens(mask)
-        return y if real is None else y.masked_fill(~real.any(2), -math.inf)
+        return self.tokens_of(self.head(self.hidden(ids, segments, mask)))
 
     def task_logits(self, ids, segments, mask):
         """The head of examples with labels, on rows (B, T)"""
@@ -663,10 +629,8 @@ class Model(nn.Module):
 
     def tokens_of(self, x):
         """(.., E) -> logits (.., V): the rows that round up the table have none"""
-        y = self.decoder(x)
-        if self.config.rows == self.config.vocab_size:
-            return y                           # a slice of all costs a copy backward
-        return y[..., :self.config.vocab_size]
+        y, V = self.decoder(x), self.config.vocab_size
+        return y[..., :V] if self.config.rows > V else y       # a slice costs a copy backward
 
     def pair_logits(self, x):
         """(B, T, C) -> (B, 2): the second text continues the first, or not"""

@@ -36,6 +36,12 @@ from torch.utils.checkpoint import checkpoint
 family = 'electra'  # names the tables of lib/ that fit this Model; a copy keeps the line
 
 
+# same as bert.py
+def require(condition, message):
+    if not condition:
+        raise ValueError(message)
+
+
 @dataclass
 class Config:
     vocab_size: int = 30522      # V: number of tokens; train.py takes it from the data
@@ -85,46 +91,38 @@ class Config:
 
     def __post_init__(self):
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f'{name}={getattr(self, name)!r} is not one of: '
-                                 + ' '.join(map(repr, allowed)))
+            value = getattr(self, name)
+            require(value in allowed,
+                    f'{name}={value!r} is not one of: {" ".join(map(repr, allowed))}')
         for name in ('vocab_size', 'vocab_multiple', 'n_layer', 'n_head', 'n_embd', 'doc_stride'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)}: expected 1 or more')
+            require(getattr(self, name) >= 1, f'{name}={getattr(self, name)}: expected 1 or more')
         for name in ('mask_rate', 'mask_share'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name}={getattr(self, name)}: expected a share from 0 to 1')
+            value = getattr(self, name)
+            require(0 <= value <= 1, f'{name}={value}: expected a share from 0 to 1')
+        require(0 < self.init_std < 1e9,
+                f'init_std={self.init_std}: expected more than 0, under 1e9')
+        require(self.block_size >= 8, f'block_size={self.block_size}: expected 8 or more')
         D = self.n_embd // self.n_head
-        refused = {
-            f'init_std={self.init_std}: expected more than 0, under 1e9':
-                not 0 < self.init_std < 1e9,
-            f'block_size={self.block_size}: expected 8 or more': self.block_size < 8,
-            f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}':
-                self.n_embd % self.n_head,
-            f'rotary positions turn pairs: a head of {D} numbers is odd':
-                self.positions == 'rotary' and D % 2,
-            f'generator_size={self.generator_size}: expected a share of n_embd, or 0 for none':
-                self.generator_size < 0,
-        }
-        if self.has_generator:
-            width, heads, layers, _ = self.generator
-            own = (self.n_embd, self.n_head, self.n_layer, self.hidden)
-            equal = self.generator == own
-            refused |= {
+        require(D * self.n_head == self.n_embd,
+                f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
+        require(self.positions != 'rotary' or D % 2 == 0,
+                f'rotary positions turn pairs: a head of {D} numbers is odd')
+        require(self.generator_size >= 0, f'generator_size={self.generator_size}: '
+                'expected a share of n_embd, or 0 for none')
+        if not self.has_generator:
+            return
+        width, heads, layers, _ = self.generator
+        require(width >= 1 and width % heads == 0,
                 f'the generator is {width} wide (generator_size={self.generator_size:g} of n_embd='
-                f'{self.n_embd}), not a multiple of its {heads} heads: set --generator_heads':
-                    width < 1 or width % heads,
+                f'{self.n_embd}), not a multiple of its {heads} heads: set --generator_heads')
+        equal = self.generator == (self.n_embd, self.n_head, self.n_layer, self.hidden)
+        require(equal or self.share != 'all',
                 f'share=all needs two equal encoders, and the generator has width {width}, {heads} '
-                f'heads, {layers} layers: add --generator_size=1':
-                    self.share == 'all' and not equal,
-                # a frozen generator, and a copy of it that learns on
+                f'heads, {layers} layers: add --generator_size=1')
+        # a frozen generator, and a copy of it that learns on
+        require(equal and self.share == 'none' or not self.generator_steps,
                 f'generator_steps={self.generator_steps} starts the discriminator from the '
-                'generator: add --generator_size=1 --share=none':
-                    self.generator_steps and (not equal or self.share != 'none'),
-            }
-        for message, wrong in refused.items():
-            if wrong:
-                raise ValueError(message)
+                'generator: add --generator_size=1 --share=none')
 
     @property
     def rows(self):  # of the token table
@@ -138,28 +136,22 @@ class Config:
     @property
     def n_masked(self):  # K
         return max(1, round(self.mask_rate * (self.block_size - 2)))
-
     @property
     def n_outputs(self):
-        outputs = dict(labelled=self.n_labels or 1, tagged=self.n_labels, qa=2, choice=1)
-        return outputs.get(self.kind, 0)
-
+        n = self.n_labels
+        return dict(labelled=n or 1, tagged=n, qa=2, choice=1).get(self.kind, 0)
     @property
     def has_pooler(self):
         return self.kind in ('labelled', 'choice')
-
     @property
     def has_generator(self):
         return self.kind == 'text' and self.objective != 'mlm' and self.generator_size > 0
-
     @property
     def has_detector(self):
         return self.kind == 'text' and self.objective in ('electra', 'electra-15', 'all-tokens-mlm')
-
     @property
     def has_mlm(self):
         return self.kind == 'text' and self.objective in ('replace-mlm', 'all-tokens-mlm', 'mlm')
-
     @property
     def generator(self):
         """Its width, heads, layers and hidden width."""
@@ -288,7 +280,6 @@ def rotate(x, cos, sin):
 # same as bert.py
 class LayerNorm(nn.LayerNorm):
     """PyTorch's, but it returns its input's dtype; under autocast PyTorch's returns fp32."""
-
     def __init__(self, config, width):
         super().__init__(width, eps=config.norm_eps, bias=config.has_bias('norm'))
 
@@ -321,7 +312,6 @@ def states_at(x, places):
 
 class Embeddings(nn.Module):
     """tokens + positions + segments, then norm and dropout."""
-
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -367,8 +357,7 @@ class Attention(nn.Module):
         H = self.config.n_head
         q, k, v = self.qkv(x).view(B, T, 3, H, C // H).unbind(2)       # (B, T, H, D) each
         if turn:
-            q = rotate(q, *turn)
-            k = rotate(k, *turn)
+            q, k = rotate(q, *turn), rotate(k, *turn)
         q, k, v = [y.transpose(1, 2) for y in (q, k, v)]               # (B, H, T, D) each
         dropout = self.config.attention_dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout)
@@ -414,7 +403,6 @@ class Block(nn.Module):
 
 class Encoder(nn.Module):
     """Embeddings to hidden states."""
-
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -436,17 +424,15 @@ class Encoder(nn.Module):
         if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         for block in self.blocks:
-            if c.checkpoint_activations and self.training:
-                x = checkpoint(block, x, turn, mask, use_reentrant=False)
-            else:
-                x = block(x, turn, mask)
+            keep_all = not (c.checkpoint_activations and self.training)
+            args = (x, turn, mask)
+            x = block(*args) if keep_all else checkpoint(block, *args, use_reentrant=False)
         return self.norm(x)
 
 
 # same as bert.py
 class Transform(nn.Module):
     """In front of the decoder: dense, activation, norm. (.., C) -> (.., E)"""
-
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.n_embd, config.embed, bias=config.has_bias('head'))
@@ -459,7 +445,6 @@ class Transform(nn.Module):
 
 class MaskedLM(nn.Module):
     """Hidden states to logits over the vocabulary, by the token table. (.., C) -> (.., V)"""
-
     def __init__(self, config, table):
         super().__init__()
         self.config = config
@@ -468,16 +453,13 @@ class MaskedLM(nn.Module):
         self.decoder.weight = table
 
     def forward(self, x):
-        y = self.decoder(self.head(x))
-        if self.config.rows == self.config.vocab_size:
-            return y                           # a slice of all costs a copy backward
-        return y[..., :self.config.vocab_size]
+        y, V = self.decoder(self.head(x)), self.config.vocab_size
+        return y[..., :V] if self.config.rows > V else y       # a slice costs a copy backward
 
 
 class Detector(nn.Module):
     """Hidden states to a logit for "replaced" (2): D(x, t) = sigmoid(w h(x)_t), with a layer in
     front. (.., C) -> (..)"""
-
     def __init__(self, config):
         super().__init__()
         C = config.n_embd
@@ -492,7 +474,6 @@ class Detector(nn.Module):
 class Generator(nn.Module):
     """What the generator has for itself, a masked language model less what it shares: by default
     all but the embeddings, with share=all its head alone. table: of the shared embeddings."""
-
     def __init__(self, config, table):
         super().__init__()
         small = generator_config(config)
@@ -512,18 +493,6 @@ def sample(logits, u):
     at = (u * mass[:, -1].long() >> 31).int()                          # below the whole mass
     token = torch.searchsorted(mass, at[:, None], right=True)[:, 0]
     return token.clamp(max=logits.size(1) - 1)             # NaN shows in the loss, not here
-
-
-def area_under_curve(scores, positive, judged):
-    """Of each row the share of its pairs (positive, negative) whose positive one scores higher,
-    ties half; 0.5 without any. All (B, T) -> (B,)"""
-    scores = scores.detach()
-    negative = judged & ~positive
-    order = torch.where(negative, scores, math.inf).sort(dim=1).values     # negatives come first
-    below = torch.searchsorted(order, scores) + torch.searchsorted(order, scores, right=True)
-    wins = (below / 2 * positive).sum(1)
-    pairs = positive.sum(1).float() * negative.sum(1)
-    return torch.where(pairs > 0, wins / pairs.clamp(min=1), 0.5)
 
 
 def nll(logits, targets):
@@ -570,29 +539,13 @@ class Model(nn.Module):
             else:
                 p.fill_(0 if name.endswith('bias') else 1)
 
-    @torch.no_grad()
     def before_step(self, step):
-        """The trainer calls this in front of every optimizer step, and once before it builds the
-        optimizers. Two stages (3.3): steps below generator_steps train the generator alone; at that
-        step the discriminator takes over its weights, and trains while the generator stays. True at
-        that one step: other parameters train from now on. It looks at nothing but the number of the
-        step and may be called again, so a run resumes exactly."""
-        first = self.config.generator_steps
-        if not first or not self.config.has_generator:
+        """Two stages (3.3): see lib/stages.py. The trainer calls this in front of every optimizer
+        step. -> whether other parameters train from now on"""
+        if not self.config.generator_steps or not self.config.has_generator:
             return False
-        stage = 1 if step < first else 2
-        if stage != self.stage:
-            for name, p in self.named_parameters():
-                p.requires_grad_(name.startswith('generator.') == (stage == 1))
-                if not p.requires_grad:
-                    p.grad = None
-        self.stage = stage
-        if step == first:
-            for part in ('embeddings', 'encoder'):
-                own = getattr(self, part).parameters()
-                for p, q in zip(own, getattr(self.generator, part).parameters()):
-                    p.copy_(q)
-        return step == first
+        from lib import stages
+        return stages.before_step(self, step)
 
     # same as bert.py
     def depth_of(self, name):
@@ -617,18 +570,15 @@ class Model(nn.Module):
         model. With another head: classes (B, n_labels), a number (B, 1), tags (B, T, n_labels),
         starts and ends (B, T, 2); choices, from (B, N, T): (B, N), -inf for rows of padding"""
         c = self.config
-        if c.kind == 'none':
-            raise ValueError('these weights have no head, so there are no logits: '
-                             'use hidden(), or fine-tune first')
-        if c.kind == 'text':
-            head = self.detector if c.has_detector else self.mlm
-            return head(self.hidden(ids, segments, mask))
-        if c.kind != 'choice':
+        require(c.kind != 'none', 'these weights have no head, so there are no logits: '
+                'use hidden(), or fine-tune first')
+        if c.kind == 'choice':
+            from lib import tasks
+            return tasks.logits_of_choices(self.task_logits, ids, segments, mask)
+        if c.kind != 'text':
             return self.task_logits(ids, segments, mask)
-        flat = [None if a is None else a.flatten(0, 1) for a in (ids, segments, mask)]
-        y = self.task_logits(*flat).view(ids.shape[:2])                # (B, N)
-        real = real_tokens(mask)
-        return y if real is None else y.masked_fill(~real.any(2), -math.inf)
+        head = self.detector if c.has_detector else self.mlm
+        return head(self.hidden(ids, segments, mask))
 
     def task_logits(self, ids, segments, mask):
         """The head of examples with labels, on rows (B, T)"""
@@ -653,9 +603,8 @@ class Model(nn.Module):
         if c.kind != 'text':
             from lib import tasks
             return tasks.loss(self, ids, *arrays, totals=totals)
-        if not c.has_generator and c.objective != 'mlm':
-            raise ValueError('this is a discriminator without a generator: '
-                             'fine-tune it, or pre-train with --generator_size above 0')
+        require(c.has_generator or c.objective == 'mlm', 'this is a discriminator without a '
+                'generator: fine-tune it, or pre-train with --generator_size above 0')
         picks, targets = arrays
         places, u = picks.unbind(1)                                    # (B, K) each
         chosen = targets >= 0
@@ -708,23 +657,17 @@ class Model(nn.Module):
             n = totals[1]
         logit = self.detector(x).float()                               # (B, T) or (B, K)
         if c.objective == 'all-tokens-mlm':
-            # 3.4: p(x_t) = D [x_t is the input] + (1 - D) softmax(..)_t, 1 - D = sigmoid(logit)
+            from lib import detection
             original = torch.where(chosen, targets, ids.gather(1, places))
             original = ids.scatter(1, places, original)                # (B, T)
-            y = self.mlm(x).flatten(0, 1).float()                      # (B T, V)
-            log_p = -F.cross_entropy(y, original.flatten(), reduction='none').view_as(logit)
-            told = F.logsigmoid(logit) + log_p
-            copied = torch.logaddexp(told, F.logsigmoid(-logit))
-            loss = -torch.where(label, told, copied).sum() / n
+            loss = detection.copy_or_write(self.mlm(x), logit, original, label) / n
         else:
             bce = F.binary_cross_entropy_with_logits(logit, label.float(), reduction='none')
             loss = (bce * judged).sum() / n
         if self.training:
             return loss, {}
-        flagged = (logit > 0) & judged
-        auc = area_under_curve(logit, label, judged) * judged.sum(1)
-        return loss, {'caught': (flagged & label).sum() / totals[1],
-                      'flagged': flagged.sum() / totals[1], 'auc': auc.sum() / n}
+        from lib import detection
+        return loss, detection.stats(logit, label, judged, n, totals[1])
 
 
 def summary(stats):
@@ -748,7 +691,6 @@ def replaced(model, ids, segments=None, mask=None):
     """The discriminator's verdict: how probable it is that a token is not the one that stood there.
     (B, T) -> (B, T)"""
     c = model.config
-    if not c.has_detector:
-        raise ValueError(f'these weights have no discriminator (kind={c.kind}, '
-                         f'objective={c.objective}): give a pre-trained ELECTRA')
+    require(c.has_detector, f'these weights have no discriminator (kind={c.kind}, '
+            f'objective={c.objective}): give a pre-trained ELECTRA')
     return model.logits(ids, segments, mask).float().sigmoid()

@@ -1,6 +1,6 @@
 """MAE-LM (Meng et al. 2023, 2302.02060), bert.py's --n_decoder: the encoder never meets a hidden
-token, a small decoder gets [MASK] in their places. So what the encoder learns is not spent on
-[MASK], which no task has.
+token, a small decoder gets [MASK] in their places. So nothing of what the encoder learns is spent
+on [MASK], which no task has.
 
 Letters: B batch, T tokens, C width, K hidden tokens of a row.
 """
@@ -14,21 +14,28 @@ def states_of_visible(model, ids, segments, places):
     decoder makes of it; (B, T, C) each"""
     B, T = ids.shape
     C = model.config.n_embd
-    hole = torch.zeros_like(ids, dtype=torch.bool).scatter(1, places, True)
-    kept = hole.to(torch.uint8).argsort(dim=1, stable=True)[:, :T - places.size(1)]      # in order
-    index = kept[..., None]                                            # (B, T - K, 1)
+    n_visible = T - places.size(1)
+    hole = torch.zeros_like(ids, dtype=torch.bool)
+    hole = hole.scatter(1, places, True)
+    order = hole.to(torch.uint8).argsort(dim=1, stable=True)
+    visible = order[:, :n_visible]                         # in the order of the text
+    index = visible[..., None]
     x = model.embeddings(ids, segments)
-    x = x.gather(1, index.expand(-1, -1, x.size(2)))
-    x = model.encoder(x, None, kept)
-    x = x.new_zeros(B, T, C).scatter(1, index.expand(-1, -1, C), x)
+    width = x.size(2)
+    x = x.gather(1, index.expand(-1, -1, width))
+    x = model.encoder(x, None, visible)                    # (B, T - K, C)
+    everywhere = x.new_zeros(B, T, C)
+    x = everywhere.scatter(1, index.expand(-1, -1, C), x)
     return x, decode(model, x, hole, segments)
 
 
 def states(model, ids, segments, mask):
     """Use: what the language model's head reads, hidden tokens being [MASK]. ids, segments, mask:
     (B, T) -> (B, T, C). mask: 1 or true for real tokens; None or (B, 0): all are."""
-    everywhere = mask is None or mask.size(1) == 0
-    real = torch.ones_like(ids, dtype=torch.bool) if everywhere else mask > 0
+    if mask is None or mask.size(1) == 0:
+        real = torch.ones_like(ids, dtype=torch.bool)
+    else:
+        real = mask > 0
     hole = ids == model.config.mask_id
     x = model.hidden(ids, segments, real & ~hole)
     return decode(model, x, hole, segments, real)
@@ -37,10 +44,14 @@ def states(model, ids, segments, mask):
 def decode(model, x, hole, segments=None, mask=None):
     """Hidden states (B, T, C), with [MASK] in the holes (B, T) and all places and segments added
     once more, through the small decoder. -> (B, T, C)"""
-    extras = model.embeddings.extras(x.size(1), x, segments)
-    void = model.embeddings.tokens.weight[model.config.mask_id]
+    embeddings = model.embeddings
+    extras = embeddings.extras(x.size(1), x, segments)
+    void = embeddings.tokens.weight[model.config.mask_id]
     if hasattr(model.encoder, 'project'):
-        extras = F.linear(extras, model.encoder.project.weight)
-        void = model.encoder.project(void)
-    x = torch.where(hole[..., None], void.to(x.dtype), x)
-    return model.mae((x + extras).to(x.dtype), mask)
+        project = model.encoder.project
+        extras = F.linear(extras, project.weight)
+        void = project(void)
+    void = void.to(x.dtype)
+    x = torch.where(hole[..., None], void, x)
+    x = (x + extras).to(x.dtype)
+    return model.mae(x, mask)

@@ -18,33 +18,43 @@ def choose(tokens, special, config, rng, tokenizer):
     B, L = tokens.shape
     K = config.n_masked
     if config.masking == 'span':
-        places, span = spanbert.span_places(rng.random(K), rng.random(L - K + 1), K, L)
-        u = np.take_along_axis(rng.random(K), span, 1)             # a span is treated as a whole
-        return places, ~np.take_along_axis(special, places, 1), u, span
+        u_length = rng.random(K)
+        u_place = rng.random(L - K + 1)
+        places, span = spanbert.span_places(u_length, u_place, K, L)
+        u = np.take_along_axis(rng.random(K), span, 1)     # a span is treated as a whole
+        counts = ~np.take_along_axis(special, places, 1)
+        return places, counts, u, span
 
     random = rng.random
     if config.static_masks:
-        random = fixed_random(tokens, rng.integers(0, config.static_masks, 1))
+        copy = rng.integers(0, config.static_masks, 1)
+        random = fixed_random(tokens, copy)
     order = random(L) + special                                        # separators come last
     if config.masking == 'word':
         ranked, fits = whole_words(order, begins_word(tokens, tokenizer), K)
     else:
-        ranked = np.argpartition(order, K - 1, axis=1)[:, :K]
+        ranked = np.argpartition(order, K - 1, axis=1)
+        ranked = ranked[:, :K]
         fits = np.ones((B, K), bool)
-    sorted_ = np.argsort(ranked, axis=1)
-    places = np.take_along_axis(ranked, sorted_, 1)
-    counts = np.take_along_axis(fits, sorted_, 1) & ~np.take_along_axis(special, places, 1)
-    return places, counts, np.take_along_axis(random(L), places, 1), None
+    in_order = np.argsort(ranked, axis=1)
+    places = np.take_along_axis(ranked, in_order, 1)
+    fits = np.take_along_axis(fits, in_order, 1)
+    counts = fits & ~np.take_along_axis(special, places, 1)
+    u = np.take_along_axis(random(L), places, 1)
+    return places, counts, u, None
 
 
 def whole_words(order, first, K):
     """The K lowest tokens in an order (B, L) in which a word takes the place of its first token.
     first: (B, L) bool. -> places (B, K), false where a word does not fit as a whole (B, K)"""
     L = order.shape[1]
-    start = np.maximum.accumulate(np.where(first, np.arange(L), 0), 1)     # of each token's word
+    start = np.where(first, np.arange(L), 0)
+    start = np.maximum.accumulate(start, 1)                # of each token's word
     order = np.take_along_axis(order, start, 1)
     ranked = np.argsort(order, axis=1, kind='stable')
-    following = np.take_along_axis(order, ranked[:, [K]], 1) if K < L else -1
+    following = -1
+    if K < L:
+        following = np.take_along_axis(order, ranked[:, [K]], 1)
     ranked = ranked[:, :K]
     cut = np.take_along_axis(order, ranked, 1) == following
     return ranked, ~cut | cut.all(1, keepdims=True)                    # a word longer than K is cut
@@ -56,7 +66,9 @@ def begins_word(tokens, tokenizer):
         raise ValueError('masking=word needs the tokenizer of the text, and train.py gave none')
     goes_on, ends_inside = word_parts(tokenizer)
     first = np.ones(tokens.shape, bool)
-    first[:, 1:] = ~(goes_on[tokens[:, 1:]] & ends_inside[tokens[:, :-1]])
+    before = tokens[:, :-1]
+    token = tokens[:, 1:]
+    first[:, 1:] = ~(goes_on[token] & ends_inside[before])
     return first
 
 
@@ -91,7 +103,8 @@ def fixed_random(tokens, copy):
     4 before it to 4 after it and on the copy's number, so a text meets the same mask wherever its
     window begins. (B, L), (B, 1) -> function: n -> (B, n)"""
     L = tokens.shape[1]
-    near = np.pad(tokens.astype(np.uint64) + np.uint64(1), ((0, 0), (4, 4)))
+    near = tokens.astype(np.uint64) + np.uint64(1)
+    near = np.pad(near, ((0, 0), (4, 4)))
     key = sum(near[:, i:i + L] * mix(np.uint64([i + 1])) for i in range(9))
     key = key ^ mix(copy.astype(np.uint64) + np.uint64(99))
     calls = iter(range(1, 9))

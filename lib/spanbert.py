@@ -9,40 +9,50 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-LONGEST = 10   # tokens of a span
+LONGEST = 10       # tokens of a span
+STOP = 0.2         # p of the geometric distribution of their lengths
 
 
 def span_places(u_length, u_place, K, L):
     """Spans of geometric length (3.1: p = 0.2, mean 3.8), K tokens in all, at least one token
     apart. Random numbers (B, K) and (B, L - K + 1) -> places (B, K) in order, number of the span
     that each belongs to (B, K)"""
-    share = 0.2 * 0.8 ** np.arange(LONGEST)
+    share = STOP * (1 - STOP) ** np.arange(LONGEST)
     below = np.cumsum(share / share.sum())[:-1]
     length = 1 + np.searchsorted(below, u_length, 'right')             # (B, K): so many suffice
-    ends = np.minimum(np.cumsum(length, axis=1), K)                # of each span, in hidden tokens
-    span = (ends[:, None] <= np.arange(K)[:, None]).sum(2)             # (B, K)
+    ends = np.cumsum(length, axis=1)
+    ends = np.minimum(ends, K)                             # of each span, in hidden tokens
+    token = np.arange(K)
+    over = ends[:, None] <= token[:, None]                 # (B, K, K)
+    span = over.sum(2)
     # visible tokens in front of each span: distinct numbers, so that no two spans touch
-    slots = np.argsort(u_place, axis=1)[:, :K]
-    slots = np.sort(np.where(np.arange(K) <= span[:, -1:], slots, L), axis=1)
-    return np.take_along_axis(slots, span, 1) + np.arange(K), span
+    slots = np.argsort(u_place, axis=1)
+    slots = slots[:, :K]
+    used = token <= span[:, -1:]
+    slots = np.where(used, slots, L)
+    slots = np.sort(slots, axis=1)
+    return np.take_along_axis(slots, span, 1) + token, span
 
 
 def edges(places, span, T):
     """Of each hidden token: the place before its span, the place after it, and its number in the
     span. places, span: (B, K) -> (B, K, 3)"""
-    same = span[:, :, None] == span[:, None]                           # (B, K, K)
-    left = np.where(same, places[:, None], T).min(2)
-    right = np.where(same, places[:, None], -1).max(2)
-    return np.stack((left - 1, right + 1, places - left), axis=2)
+    same = span[:, :, None] == span[:, None]               # (B, K, K)
+    others = places[:, None]
+    first = np.where(same, others, T).min(2)
+    last = np.where(same, others, -1).max(2)
+    return np.stack((first - 1, last + 1, places - first), axis=2)
 
 
 class Boundary(nn.Module):
-    """Eq. 2, for the token at place p of its span: h = LN(GELU(W1 [x_left; x_right; p])), y =
-    LN(GELU(W2 h)). norm: the model file's LayerNorm(config, width)."""
+    """Eq. 2, for the token at place p of its span:
+    h = LN(GELU(W1 [x_left; x_right; p])), y = LN(GELU(W2 h))
+    norm: the model file's LayerNorm(config, width)."""
 
     def __init__(self, config, norm):
         super().__init__()
-        C, E = config.n_embd, config.embed
+        C = config.n_embd
+        E = config.embed
         self.places = nn.Embedding(LONGEST, C)
         self.dense_1 = nn.Linear(3 * C, C)
         self.norm_1 = norm(config, C)
@@ -51,6 +61,9 @@ class Boundary(nn.Module):
 
     def forward(self, left, right, place):
         """(.., C), (.., C), (..) -> (.., E)"""
-        x = torch.cat((left, right, self.places(place)), dim=-1)
-        h = self.norm_1(F.gelu(self.dense_1(x)))
-        return self.norm_2(F.gelu(self.dense_2(h)))
+        p = self.places(place)
+        x = torch.cat((left, right, p), dim=-1)
+        x = F.gelu(self.dense_1(x))
+        h = self.norm_1(x)
+        y = F.gelu(self.dense_2(h))
+        return self.norm_2(y)

@@ -55,14 +55,18 @@ def between(config):
 def row_of(first, second, config):
     """[CLS] first [SEP], or [CLS] first [SEP] second [SEP]. first: ids, second: ids or None -> dict
     of ids and segments (0 for the first text, 1 for the second)"""
-    cls, sep, middle = role(config, 'cls'), role(config, 'sep'), between(config)
+    cls = role(config, 'cls')
+    sep = role(config, 'sep')
+    middle = between(config)
     if second is None:
         ids = [cls, *first[:config.block_size - 2], sep]
         return dict(ids=ids, segments=[0] * len(ids))
-    a, b = list(first), list(second)
+    a = list(first)
+    b = list(second)
     while (over := len(a) + len(b) + 2 + len(middle) - config.block_size) > 0:
         longer = a if len(a) >= len(b) else b
-        del longer[-max(1, min(over, abs(len(a) - len(b)))):]
+        excess = abs(len(a) - len(b))
+        del longer[-max(1, min(over, excess)):]
     left = [cls, *a, *middle]
     right = [*b, sep]
     return dict(ids=left + right, segments=[0] * len(left) + [1] * len(right))
@@ -187,6 +191,18 @@ def collate(rows, config):
         dtype = np.int64 if config.n_labels else np.float32
         targets = np.array([row['label'] for row in rows], dtype)
     return ids[:, 0], segments[:, 0], mask[:, 0], targets
+
+
+def logits_of_choices(logits, ids, segments, mask):
+    """logits: function of rows (B, T) -> (B, 1). ids, segments, mask: (B, N, T), or None -> (B, N),
+    -inf for rows of padding"""
+    B, N = ids.shape[:2]
+    rows = [None if a is None else a.flatten(0, 1) for a in (ids, segments, mask)]
+    y = logits(*rows).view(B, N)
+    if mask is None or mask.size(2) == 0:
+        return y
+    padding = ~(mask > 0).any(2)
+    return y.masked_fill(padding, -math.inf)
 
 
 def loss(model, ids, segments, mask, targets, totals=None):
