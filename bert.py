@@ -160,8 +160,8 @@ class Config:
         return self.kind == 'text' or self.pooler == 'head' and self.kind in kinds
     @property
     def n_outputs(self):
-        n = self.n_labels
-        return dict(labelled=n or 1, tagged=n, qa=2, choice=1).get(self.kind, 0)
+        outputs = dict(labelled=self.n_labels or 1, tagged=self.n_labels, qa=2, choice=1)
+        return outputs.get(self.kind, 0)
 
     def has_bias(self, part):
         return self.bias or part in self.biases.split()
@@ -509,10 +509,10 @@ class Encoder(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         for i in range(self.n_layer):
             block = self.blocks[i % len(self.blocks)]
-            local = c.window and i % c.global_every
-            args = (x, local_turn, local_mask) if local else (x, turn, mask)
-            keep_all = not (c.checkpoint_activations and self.training)
-            x = block(*args) if keep_all else checkpoint(block, *args, use_reentrant=False)
+            near = c.window and i % c.global_every
+            args = (x, local_turn, local_mask) if near else (x, turn, mask)
+            x = (checkpoint(block, *args, use_reentrant=False)
+                 if c.checkpoint_activations and self.training else block(*args))
         return self.norm(x)
 
 
@@ -571,16 +571,14 @@ class Model(nn.Module):
                 p.fill_(0 if name.endswith('bias') else 1)
 
     def depth_of(self, name):
-        """Depth of a parameter, for layer_decay and freeze: 0 embeddings, 1 .. n_layer blocks,
-        n_layer + 1 heads."""
+        """For layer_decay and freeze: 0 embeddings, 1 .. n_layer blocks, n_layer + 1 heads"""
         if name.startswith('encoder.blocks.'):
             return int(name.split('.')[2]) + 1
         below = name.startswith(('embeddings.', 'encoder.project.'))
         return 0 if below else self.config.n_layer + 1
 
     def hidden(self, ids, segments=None, mask=None):
-        """ids, segments, mask: (B, T) -> the last layer's hidden states (B, T, C). mask: see
-        real_tokens."""
+        """ids, segments, mask (see real_tokens): (B, T) -> the last hidden states (B, T, C)"""
         mask = real_tokens(mask)
         if mask is not None:                   # a row of padding alone sees itself: no NaN
             mask = mask | (torch.arange(mask.size(1), device=ids.device) == 0)

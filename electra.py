@@ -5,19 +5,17 @@
 
 batch() hides a share of the tokens of running text. One graph does the rest: the generator's logits
 at the hidden places, a sample of each, the text with the samples in it, the discriminator's verdict
-on all of it. Fine-tuning drops the generator; heads, data and flags are those of bert.py.
-logits(ids) of a pre-trained model are the verdicts, (B, T).
+on all of it, logits(ids) (B, T). Fine-tuning drops the generator; heads and data are bert.py's.
 
 Paper: ELECTRA, Clark et al. 2020 (2003.10555): the objective 2, sharing, sizes and two stages 3.2
-to 3.3, the ablations 3.4, tables 6 and 7. What it leaves open follows the released code: 85 % of
-chosen tokens become [MASK], the rest stay.
+to 3.3, the ablations 3.4 (lib/ablations.py), tables 6 and 7. What it leaves open follows the
+released code: 85 % of chosen tokens become [MASK], the rest stay.
 
-Where we depart from it: rows are windows of running text and always full, so that all T tokens of a
-row are real; exactly K tokens are chosen in each. A sample is drawn by inverting the distribution
-function at a random number that belongs to the row, which has the distribution of the Gumbel trick
-but is the same however a batch is split over micro-batches and ranks. Without shared embeddings the
-generator's keep their width. The default run has a modern encoder (rotary positions, pre-norm),
-which learns in far fewer steps.
+Where we depart from it: rows are windows of running text and always full, so that all T tokens are
+real; exactly K are chosen in each. A sample is drawn by inverting the distribution function at a
+random number that belongs to the row: the same distribution as by the Gumbel trick, however a batch
+is split over micro-batches and ranks. Without shared embeddings the generator's keep their width.
+The default run has a modern encoder (rotary, pre-norm), which learns in far fewer steps.
 
 Letters: B batch, T tokens, C width, E width of the embeddings, H heads, D head width, F hidden
 width of the MLP, V vocabulary, K chosen tokens of a row, L tokens of text in a row, N choices.
@@ -138,8 +136,8 @@ class Config:
         return max(1, round(self.mask_rate * (self.block_size - 2)))
     @property
     def n_outputs(self):
-        n = self.n_labels
-        return dict(labelled=n or 1, tagged=n, qa=2, choice=1).get(self.kind, 0)
+        outputs = dict(labelled=self.n_labels or 1, tagged=self.n_labels, qa=2, choice=1)
+        return outputs.get(self.kind, 0)
     @property
     def has_pooler(self):
         return self.kind in ('labelled', 'choice')
@@ -177,9 +175,9 @@ def generator_config(config):
     """The Config of the generator as a model of its own, a masked language model."""
     width, heads, layers, hidden = config.generator
     return dataclasses.replace(
-        config, objective='mlm', generator_size=0.0, generator_layers=0, generator_heads=0,
-        generator_steps=0, share='embeddings', n_embd=width, n_head=heads, n_layer=layers,
-        n_hidden=hidden, embed_dim=config.embed)
+        config, objective='mlm', share='embeddings', generator_size=0.0, generator_layers=0,
+        generator_heads=0, generator_steps=0, n_embd=width, embed_dim=config.embed, n_head=heads,
+        n_layer=layers, n_hidden=hidden)
 
 # --------------------------------------------------------------------------------------------------
 # presets: what differs from ELECTRA-base (table 6)
@@ -188,9 +186,8 @@ _small = dict(n_head=4, n_embd=256, embed_dim=128)
 presets = {
     # a modern encoder, as bert.py's default: the paper's learns nothing of use in so few steps
     'electra-2cores': dict(_small, vocab_size=8192, block_size=128, n_layer=4, n_hidden=512,
-                           positions='rotary', pre_norm=True, gated=True, n_segments=0,
-                           generator_size=0.5, generator_heads=2, dropout=0.0,
-                           attention_dropout=0.0),
+                           positions='rotary', pre_norm=True, gated=True, n_segments=0, dropout=0.0,
+                           attention_dropout=0.0, generator_size=0.5, generator_heads=2),
     'electra-small': dict(_small, block_size=128, generator_size=0.25),
     'speedrun-electra-small': dict(_small, block_size=128, generator_size=0.25),
     'electra-small-pp': dict(_small, generator_size=1.0),  # as released: longer rows, equal widths
@@ -213,10 +210,9 @@ recipes = {
     'electra-large': dict(learning_rate=2e-4, batch_size=2048, max_iters=400000),
 }
 # from given weights (table 7, the released code; small wants 3e-4, large 5e-5 and layer_decay=0.9).
-# What was trained in stages has had its first.
 finetune = dict(learning_rate=1e-4, layer_decay=0.8, batch_size=32, epochs=3.0, eval_interval=0,
                 warmup_iters=50, weight_decay=0.01, beta2=0.999, eps=1e-6, lr_schedule='linear',
-                dropout=0.1, generator_steps=0)
+                dropout=0.1, generator_steps=0)                  # stages: they are over
 
 # --------------------------------------------------------------------------------------------------
 # pre-training: running text -> rows with hidden tokens, all rows of a batch at once
@@ -263,8 +259,7 @@ def count(*arrays):
 # modules: BERT's encoder, or with positions=rotary and pre_norm a modern one
 
 def rotary(width, positions):
-    """Cosine and sine of the angle p 10000^(-2i/D) of every pair i, in fp32.
-    (T,) -> two of (T, 1, D/2)"""
+    """Cosine and sine of p 10000^(-2i/D) for every pair i, in fp32. (T,) -> two of (T, 1, D/2)"""
     i2 = torch.arange(0, width, 2, device=positions.device).float()
     angle = positions[..., None, None].float() * 1e4 ** (-i2 / width)
     return angle.cos(), angle.sin()
@@ -424,9 +419,8 @@ class Encoder(nn.Module):
         if c.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         for block in self.blocks:
-            keep_all = not (c.checkpoint_activations and self.training)
-            args = (x, turn, mask)
-            x = block(*args) if keep_all else checkpoint(block, *args, use_reentrant=False)
+            x = (checkpoint(block, x, turn, mask, use_reentrant=False)
+                 if c.checkpoint_activations and self.training else block(x, turn, mask))
         return self.norm(x)
 
 
@@ -458,13 +452,11 @@ class MaskedLM(nn.Module):
 
 
 class Detector(nn.Module):
-    """Hidden states to a logit for "replaced" (2): D(x, t) = sigmoid(w h(x)_t), with a layer in
-    front. (.., C) -> (..)"""
+    """Hidden states to a logit of "replaced" (2): D = sigmoid(w f(h)). (.., C) -> (..)"""
     def __init__(self, config):
         super().__init__()
-        C = config.n_embd
-        self.dense = nn.Linear(C, C)
-        self.out = nn.Linear(C, 1)
+        self.dense = nn.Linear(config.n_embd, config.n_embd)
+        self.out = nn.Linear(config.n_embd, 1)
         self.activation = activations[config.activation]
 
     def forward(self, x):
@@ -495,14 +487,12 @@ def sample(logits, u):
     return token.clamp(max=logits.size(1) - 1)             # NaN shows in the loss, not here
 
 
-def nll(logits, targets):
-    """Sum of -log p(target) over targets >= 0. logits: (B K, V), targets: (B, K)"""
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction='sum')
-
-
-def hits(logits, targets):
-    """How many of the targets are the likeliest tokens. logits: (B K, V), targets: (B, K)"""
-    return (logits.argmax(1) == targets.flatten()).sum()
+def mlm_loss(logits, targets, training):
+    """logits: (B K, V), targets: (B, K) -> sum of -log p(target), and of hits unless in training,
+    over targets >= 0"""
+    targets = targets.flatten()
+    hits = None if training else (logits.argmax(1) == targets).sum()
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum'), hits
 
 
 class Model(nn.Module):
@@ -540,8 +530,7 @@ class Model(nn.Module):
                 p.fill_(0 if name.endswith('bias') else 1)
 
     def before_step(self, step):
-        """Two stages (3.3): see lib/stages.py. The trainer calls this in front of every optimizer
-        step. -> whether other parameters train from now on"""
+        """Two stages (3.3), see lib/stages.py. -> whether other parameters train from now on"""
         if not self.config.generator_steps or not self.config.has_generator:
             return False
         from lib import stages
@@ -549,8 +538,7 @@ class Model(nn.Module):
 
     # same as bert.py
     def depth_of(self, name):
-        """Depth of a parameter, for layer_decay and freeze: 0 embeddings, 1 .. n_layer blocks,
-        n_layer + 1 heads."""
+        """For layer_decay and freeze: 0 embeddings, 1 .. n_layer blocks, n_layer + 1 heads"""
         if name.startswith('encoder.blocks.'):
             return int(name.split('.')[2]) + 1
         below = name.startswith(('embeddings.', 'encoder.project.'))
@@ -558,8 +546,7 @@ class Model(nn.Module):
 
     # same as bert.py
     def hidden(self, ids, segments=None, mask=None):
-        """ids, segments, mask: (B, T) -> the last layer's hidden states (B, T, C). mask: see
-        real_tokens."""
+        """ids, segments, mask (see real_tokens): (B, T) -> the last hidden states (B, T, C)"""
         mask = real_tokens(mask)
         if mask is not None:                   # a row of padding alone sees itself: no NaN
             mask = mask | (torch.arange(mask.size(1), device=ids.device) == 0)
@@ -583,8 +570,7 @@ class Model(nn.Module):
     def task_logits(self, ids, segments, mask):
         """The head of examples with labels, on rows (B, T)"""
         x = self.hidden(ids, segments, mask)
-        if self.config.has_pooler:
-            x = F.gelu(self.pooler(x[:, 0]))
+        x = F.gelu(self.pooler(x[:, 0])) if self.config.has_pooler else x
         return self.classifier(self.drop(x))
 
     def generator_hidden(self, ids):
@@ -596,9 +582,8 @@ class Model(nn.Module):
 
     def forward(self, ids, *arrays, totals=None):
         """The arrays of batch() -> loss, stats. With totals, the numbers of targets of the global
-        batch, the parts of a batch add up to the loss of the whole: eq. of 2, L_MLM + lambda
-        L_disc, where L_MLM is a mean over the chosen tokens and L_disc over all. Stats in eval
-        mode: auc, the mean of the rows' areas under the curve; the rest in summary."""
+        batch, the parts of a batch add up to the loss of the whole, L_MLM + lambda L_disc (2),
+        means over the chosen tokens and over all. Stats of evaluation: see summary."""
         c = self.config
         if c.kind != 'text':
             from lib import tasks
@@ -610,86 +595,55 @@ class Model(nn.Module):
         chosen = targets >= 0
         if totals is None:
             totals = chosen.sum().clamp(min=1), ids.numel()
-        n_chosen, n_all = totals[0], totals[1]
+        n_chosen, n_all = totals
         if c.objective == 'mlm':
             y = self.mlm(states_at(self.hidden(ids), places)).float()  # (B K, V)
-            loss = nll(y, targets) / n_chosen
-            return loss, {} if self.training else {'accuracy': hits(y, targets) / n_chosen}
-
+            loss, hits = mlm_loss(y, targets, self.training)
+            return loss / n_chosen, {} if self.training else {'accuracy': hits / n_chosen}
         # the generator, and a sample of what it thinks at each chosen place, without gradient
         y = self.generator.mlm(states_at(self.generator_hidden(ids), places)).float()  # (B K, V)
-        loss = nll(y, targets) / n_chosen
+        loss, hits = mlm_loss(y, targets, self.training)
+        loss = loss / n_chosen
         before = ids.gather(1, places)
-        drawn = sample(y.detach(), u.flatten()).view_as(u)
-        new = torch.where(chosen, drawn, before)                       # (B, K)
+        new = torch.where(chosen, sample(y.detach(), u.flatten()).view_as(u), before)  # (B, K)
         fake = chosen & (new != targets)       # a sample equal to the original is real
         stats = {'generator_loss': loss.detach(), 'replaced': fake.sum() / n_all}
         if not self.training:
-            stats['generator_accuracy'] = hits(y, targets) / n_chosen
-
+            stats['generator_accuracy'] = hits / n_chosen
         if self.stage == 1:                    # the discriminator waits; its stats are 0
             names = ['discriminator_loss']
             if not self.training:
                 names += ['caught', 'flagged', 'auc'] if c.has_detector else ['accuracy']
             return loss, stats | dict.fromkeys(names, torch.zeros_like(loss))
         x = self.hidden(ids.scatter(1, places, new))                   # (B, T, C)
-        if c.objective == 'replace-mlm':
-            y = self.mlm(states_at(x, places)).float()
-            loss_d = nll(y, targets) / n_chosen
-            more = {} if self.training else {'accuracy': hits(y, targets) / n_chosen}
+        if c.objective == 'electra':
+            label = torch.zeros_like(ids, dtype=torch.bool).scatter(1, places, fake)
+            logit = self.detector(x).float()                           # (B, T)
+            bce = F.binary_cross_entropy_with_logits(logit, label.float(), reduction='none')
+            loss_d = bce.sum() / n_all
+            if not self.training:
+                from lib import detection
+                stats |= detection.stats(logit, label, torch.ones_like(label), n_all, n_all)
         else:
-            loss_d, more = self.detect(x, ids, places, fake, targets, totals)
-        stats |= more | {'discriminator_loss': loss_d.detach()}
+            from lib import ablations
+            loss_d, more = ablations.loss(self, x, ids, places, fake, targets, totals, states_at)
+            stats |= more
+        stats['discriminator_loss'] = loss_d.detach()
         weight = c.disc_weight if c.objective in ('electra', 'electra-15') else 1.0
         return (0 if self.stage == 2 else loss) + weight * loss_d, stats
 
-    def detect(self, x, ids, places, fake, targets, totals):
-        """The discriminator's loss and stats. x: (B, T, C), states of the text with the samples in
-        it; ids: (B, T), what the generator read; places, fake, targets: (B, K)"""
-        c = self.config
-        chosen = targets >= 0
-        if c.objective == 'electra-15':
-            x = states_at(x, places).view(*places.shape, c.n_embd)
-            label, judged, n = fake, chosen, totals[0]                 # (B, K)
-        else:
-            label = torch.zeros_like(ids, dtype=torch.bool).scatter(1, places, fake)
-            judged = torch.ones_like(ids, dtype=torch.bool)
-            n = totals[1]
-        logit = self.detector(x).float()                               # (B, T) or (B, K)
-        if c.objective == 'all-tokens-mlm':
-            from lib import detection
-            original = torch.where(chosen, targets, ids.gather(1, places))
-            original = ids.scatter(1, places, original)                # (B, T)
-            loss = detection.copy_or_write(self.mlm(x), logit, original, label) / n
-        else:
-            bce = F.binary_cross_entropy_with_logits(logit, label.float(), reduction='none')
-            loss = (bce * judged).sum() / n
-        if self.training:
-            return loss, {}
-        from lib import detection
-        return loss, detection.stats(logit, label, judged, n, totals[1])
-
 
 def summary(stats):
-    """What a person reads, from stats that are sums over the whole batch (shares of all its
-    tokens): precision = caught / flagged and recall = caught / replaced, in the place of caught and
-    flagged; 0 where nothing was there to find."""
-    if stats.get('discriminator_loss') == 0:   # the first of two stages: no discriminator yet
-        names = ('generator_loss', 'generator_accuracy', 'replaced')
-        return {name: stats[name] for name in stats if name in names}
-    stats = dict(stats)
-    if 'caught' in stats:
-        caught = stats.pop('caught')
-        flagged = stats.pop('flagged')
-        stats['precision'] = caught / flagged if flagged else 0.0
-        stats['recall'] = caught / stats['replaced'] if stats['replaced'] else 0.0
-    return stats
+    """What a person reads, from stats of the whole batch: precision = caught / flagged and recall =
+    caught / replaced in the place of caught and flagged, 0 where nothing was there to find; auc is
+    the mean of the rows' areas under the curve."""
+    from lib import detection
+    return detection.summary(stats)
 
 
 @torch.no_grad()
 def replaced(model, ids, segments=None, mask=None):
-    """The discriminator's verdict: how probable it is that a token is not the one that stood there.
-    (B, T) -> (B, T)"""
+    """The discriminator's verdict: how probable is it that a token was replaced? (B, T) -> same"""
     c = model.config
     require(c.has_detector, f'these weights have no discriminator (kind={c.kind}, '
             f'objective={c.objective}): give a pre-trained ELECTRA')

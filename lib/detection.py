@@ -1,12 +1,10 @@
-"""What a discriminator of replaced tokens (electra.py) is asked for less often: how well it tells
-them, and the objective all-tokens-mlm.
+"""How well a discriminator tells replaced tokens (electra.py), in evaluation alone.
 
-Letters: B batch, T tokens of a row, or those of them that are judged, V vocabulary.
+Letters: B batch, T tokens of a row, or those of them that are judged.
 """
 import math
 
 import torch
-from torch.nn import functional as F
 
 
 def stats(logit, label, judged, n_judged, n_all):
@@ -37,13 +35,16 @@ def area_under_curve(scores, positive, judged):
     return torch.where(pairs > 0, share, 0.5)
 
 
-def copy_or_write(y, logit, original, replaced):
-    """ELECTRA 3.4, all-tokens MLM: the sum of -log p(x_t) over all tokens, where
-    p(x_t) = D [x_t is the input] + (1 - D) softmax(y)_t and 1 - D = sigmoid(logit).
-    y: (B, T, V), the others (B, T); replaced: the input is not the original"""
-    y = y.flatten(0, 1).float()                            # (B T, V)
-    nll = F.cross_entropy(y, original.flatten(), reduction='none')
-    written = F.logsigmoid(logit) - nll.view_as(logit)
-    copied = F.logsigmoid(-logit)
-    either = torch.logaddexp(written, copied)
-    return -torch.where(replaced, written, either).sum()
+def summary(stats):
+    """See electra.summary."""
+    if stats.get('discriminator_loss') == 0:   # the first of two stages: no discriminator yet
+        names = ('generator_loss', 'generator_accuracy', 'replaced')
+        return {name: stats[name] for name in stats if name in names}
+    stats = dict(stats)
+    if 'caught' in stats:
+        caught = stats.pop('caught')
+        flagged = stats.pop('flagged')
+        replaced = stats['replaced']
+        stats['precision'] = caught / flagged if flagged else 0.0
+        stats['recall'] = caught / replaced if replaced else 0.0
+    return stats

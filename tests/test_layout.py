@@ -33,8 +33,8 @@ ON_DEMAND = {'lib/log.py': {'wandb'}}                # inside a function, when a
 
 # what a model file may import inside a function, when a flag asks for it
 NEIGHBOURS = {
-    'bert.py': {'lib.masking'},
-    'electra.py': {'lib.masking'},
+    'bert.py': {'lib.local', 'lib.maelm', 'lib.masking', 'lib.positions', 'lib.sentences', 'lib.spanbert', 'lib.tasks'},
+    'electra.py': {'lib.ablations', 'lib.detection', 'lib.stages', 'lib.tasks'},
     'gpt.py': {'lib.loss', 'lib.positions', 'lib.windows'},
     't5.py': {'lib.noise', 'lib.pairs', 'lib.one_stack', 'lib.head_loss', 'lib.beams'},
 }
