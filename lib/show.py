@@ -11,8 +11,8 @@ from lib.tasks import collate, in_words, label_names, predict, role
 
 @torch.no_grad()
 def show_gpt(model, tokenizer, ids, n_prompt=24, n_new=72, temperature=0.8):
-    """The first tokens of ids and the model's own continuation, as text. Of instruction data, where ids are examples:
-    two prompts and the likeliest responses."""
+    """The first tokens of ids and the model's own continuation, as text. Of instruction data, where
+    ids are examples: two prompts and the likeliest responses."""
     training = model.training
     device = model.tokens.weight.device
     T = model.config.block_size
