@@ -36,6 +36,7 @@ def damaged(objective, B=37, seed=3, tokens=None, **kw):
     arrays = t5.batch(lambda n: text[:, :n], c, rows(B, seed))
     source = arrays[0] if len(arrays) == 2 else np.where(arrays[1], arrays[0], -1)
     assert source.shape == (B, S) and arrays[-1].shape == (B, T) and S <= c.block_size
+    for x in (source, arrays[-1]): assert (np.diff((x >= 0).astype(int), axis=1) <= 0).all(), 'padding comes last'
     plain = [[[i for i in row if i >= 0] for row in x.tolist()] for x in (source, arrays[-1])]
     assert all(r[-1] == c.eot_id and c.eot_id not in r[:-1] for x in plain for r in x), 'each side ends once'
     return c, text, [[r[:-1] for r in x] for x in plain], arrays
