@@ -467,6 +467,9 @@ def test_initial_weights():
     w = model.encoder.blocks[0].mlp.up.weight
     assert w.abs().max() <= 0.04 and abs(w.std() - 0.02 * 0.8796) < 2e-4 and model.encoder.blocks[0].norm_1.eps == 1e-12   # cut off at 2 std
     assert model.decoder.weight is model.embeddings.tokens.weight and model.decoder.bias.abs().max() == 0
+    blocks = bert.Model(bert.Config(n_layer=8, vocab_size=99, n_embd=192, n_head=3, pre_norm=True)).encoder.blocks
+    for layer, std in ((blocks[3].mlp.up, 0.02), (blocks[3].mlp.down, 0.005), (blocks[3].attention.out, 0.005)):
+        assert abs(layer.weight.std() - std * 0.8796) < 0.02 * std         # what writes to the residual stream: 1/sqrt(2 L)
 
 
 @pytest.mark.parametrize('name', ['mlm', 'sop_span', 'mae', 'modern'])
