@@ -5,17 +5,18 @@
     python train.py --model=gpt --preset=gpt2 --help         # the flags, with this preset's values
     torchrun --standalone --nproc_per_node=8 train.py --model=gpt --preset=gpt2 --data=fineweb
 
-A flag is a field of Config below or of the model file's Config. Precedence: defaults < recipe <
-preset < flag.
+A flag is a field of Config below or of the model file's Config. Later wins: the defaults; the model
+file's `recipe`, which is what it trains best with and names the preset if you give none (with
+--init_from: its `finetune`); the preset; your flags.
 
 A run leaves in out_dir: ckpt.pt (all that is needed to go on), best.pt, metrics.jsonl, log.txt,
-loss.svg, tokenizer.json, run.json (the command) and, for supervised data, predictions.jsonl; of an
+loss.svg, tokenizer.json, run.json (the command) and, for supervised data, predictions.jsonl; for an
 adapter also peft's two files and, with --merge, merged.pt.
 """
-# Departures from nanoGPT: `batch_size` counts the sequences of an optimizer step over all devices,
-# so a command trains the same on 1 or 8 of them; a batch is a pure function of (seed, step, row),
-# so `--resume` is exact without any state of a loader. What a model file defines: lib/models.py. A
-# technique around a model (--method): lib/method.py.
+# Unlike nanoGPT: `batch_size` counts the sequences of an optimizer step over all devices, so a
+# command trains the same on 1 or 8 of them; a batch is a pure function of (seed, step, row), so
+# --resume is exact without any state of a loader. What a model file defines: lib/models.py. What a
+# technique around a model (--method) defines: lib/method.py.
 import contextlib
 import dataclasses
 import math
@@ -25,9 +26,14 @@ import sys
 import time
 from dataclasses import dataclass
 
-# Ctrl-C while torch is imported, which takes seconds: no traceback
-if __name__ == '__main__':
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b'\nstopped\n'), os._exit(130)))
+
+def stop_at_once(*_):
+    os.write(2, b'\nstopped\n')
+    os._exit(130)
+
+
+if __name__ == '__main__':                   # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, stop_at_once)
 
 import numpy as np
 import torch
@@ -39,33 +45,20 @@ from data.rows import training, validation
 from lib.device import peak_flops, peak_memory, pick_device, pick_dtype
 from lib.evaluate import Evaluation, Evaluations
 from lib.export import check_export, convert
-from lib.feed import (Batches, Feed, columns_of, dropout_seed, fields_from_data, open_data,
-                      split_batch)
+from lib.feed import (Batches, Feed, columns_of, dropout_seed, open_data, split_batch,
+                      values_from_data)
 from lib.flags import read as read_flags
 from lib.flops import flops as training_flops
 from lib.launch import (Signals, is_finished, make_room, process_group, ranks, restarted,
                         run_for_shell)
 from lib.log import Log, check_sender
 from lib.models import rows_of, show_of
-from lib.net import Net, attention_kernel, shard
+from lib.net import CUDA_GRAPH_MODES, Net, attention_kernel, shard
 from lib.optim import Adam, Muon, freeze, matrices_in_blocks
 from lib.save import export, save, save_adapter, save_predictions
 from lib.watch import Clock, FiniteWatch, Meter
-from lib.weights import (add_adapter, build_model, fingerprint, heads_that_start_anew, is_new_task,
-                         load_model, open_weights)
+from lib.weights import fingerprint, load_model, make_model, open_weights  # noqa: F401 (an API)
 from lib.words import readable
-
-# for a while, for who calls them train.NAME
-from data.rows import validation  # noqa: F401
-from lib.checkpoint import load_checkpoint, restore  # noqa: F401
-from lib.device import PEAK, attention_backend, native_bf16, out_of_memory, wide_products  # noqa: F401
-from lib.export import export_hf  # noqa: F401
-from lib.flags import fields_of, split_flags, value_of  # noqa: F401
-from lib.launch import SIGNALS  # noqa: F401
-from lib.models import import_model, typed  # noqa: F401
-from lib.optim import orthogonalize  # noqa: F401
-from lib.weights import load_parts, script_of  # noqa: F401
-from lib.words import nearest  # noqa: F401
 
 
 @dataclass
@@ -75,17 +68,17 @@ class Config:
     preset: str = ''                # one of the model file's presets: a size, or a whole speedrun
     data: str = 'stdlib'            # data/NAME.py, a prepared folder, your file, folder; A+B mixes
     mix_cap: int = 0                # --data=A+B: most examples that a part counts as; 0: no limit
-    mix_temperature: float = 1.0    # --data=A+B: 1 mixes by size, more evens the shares out
+    mix_temperature: float = 1.0    # --data=A+B: 1: by size, larger: closer to equal shares
     tokenizer: str = ''             # bpe, char, byte, gpt2, a vocabulary file; '': the data's own
     out_dir: str = ''               # where the run is written; '': out/MODEL, or out/MODEL-DATA
     init_from: str = ''             # start from weights: out_dir, .pt file, Hugging Face folder
-    new_weights: bool = False       # with init_from: its architecture and tokenizer alone
-    baseline: bool = False          # with init_from: then the same from new weights, side by side
+    new_weights: bool = False       # with init_from: take its architecture, not its weights
+    baseline: bool = False          # with init_from: then the same from new weights; print both
     resume: bool = False            # go on with the run in out_dir, bit for bit
     export_hf: str = ''             # at the end, write the model to this folder for transformers
     method: str = ''                # a technique around the model: NAME.py, see lib/method.py
     seed: int = 1337                # seed of weights, data order, masks and dropout
-    skip_nonfinite: bool = False    # leave out updates that are not finite; ten in a row stop
+    skip_nonfinite: bool = False    # skip updates with NaN or inf; stop after ten in a row
     deterministic: bool = False     # bit-equal reruns on CUDA too (slower)
     device: str = 'auto'            # auto, cpu, cuda, cuda:1, mps
     dtype: str = 'auto'             # of matrix products: auto, bfloat16, float16, float32
@@ -94,34 +87,34 @@ class Config:
     # batch and length
     batch_size: int = 64            # sequences of one optimizer step, over all devices
     micro_batch_size: int = 0       # sequences that one device holds at once; 0: its whole share
-    group_by_length: bool = False   # labelled data: sort each 16 batches by length: less padding
+    group_by_length: bool = False   # labelled data: sort every 16 batches by length: less padding
     max_iters: int = 1000           # optimizer steps
     epochs: float = 0.0             # passes over the training data, in the place of max_iters
-    time_limit: float = 0.0         # stop after this many seconds of training; 0: no limit
+    time_limit: float = 0.0         # stop after this many seconds of training (seen when it logs)
     target_val_loss: float = 0.0    # stop at the first evaluation at or below; 0: no target
-    patience: int = 0               # stop after so many evaluations without a better one; 0: never
+    patience: int = 0               # stop after this many evaluations without improvement; 0: never
     # evaluation, logging, saving
     eval_interval: int = 250        # steps from one evaluation to the next; 0: an epoch
-    eval_iters: int = 256           # validation windows of an evaluation, the first ones; 0: all
+    eval_iters: int = 256           # validation windows (not batches) of an evaluation; 0: all
     log_interval: int = 10          # steps from one line of the log to the next
     save_interval: int = 0          # steps from one checkpoint to the next; 0: eval_interval
     log_to: str = ''                # also send metrics to: wandb, tensorboard
-    # adapters (lora.py, adapters.py): the weights of init_from stay, checkpoints hold the adapter
+    # adapters (lora.py, adapters.py): init_from is frozen, checkpoints hold the adapter alone
     adapter: str = ''               # lora bottleneck adamix prefix prompt bitfit; '': none, or lora
     adapter_size: int = 0           # width of bottlenecks (0: 16), prefix or prompt tokens (0: 20)
     adapter_hidden: int = 0         # prefix: width of an MLP that makes keys and values; 0: none
     adapter_experts: int = 4        # adamix: bottlenecks in each place
     adapter_consistency: float = 0.0  # adamix, labelled data: weight of its second loss (paper: 1)
     lora_rank: int = 0              # rank of the low-rank adapters; 0: none, or 8 if --adapter=lora
-    lora_alpha: float = 16.0        # they count alpha / rank
+    lora_alpha: float = 16.0        # adapters are scaled by alpha / rank
     lora_match: str = ''            # adapted: q k v out up gate down, names, all; '': usual ones
     lora_dropout: float = 0.0       # on what low-rank adapters read, and inside bottlenecks
     lora_bits: int = 0              # hold frozen layers in 8 (int8) or 16 (bf16) bits; 0: as is
-    rslora: bool = False            # alpha / sqrt(rank) instead
+    rslora: bool = False            # scale by alpha / sqrt(rank)
     dora: bool = False              # DoRA: also learn the length of each row
     merge: bool = False             # at the end write merged.pt, the adapter in plain weights
     # optimizer
-    optimizer: str = 'adamw'        # adamw, muon (matrices in blocks; adamw the rest), adafactor
+    optimizer: str = 'adamw'        # adamw, muon (block matrices; adamw for the rest), adafactor
     learning_rate: float = 6e-4     # peak learning rate of adamw
     min_lr: float = 0.0             # learning rate at the end of the schedule
     muon_lr: float = 0.02           # peak learning rate of muon; follows the same schedule
@@ -137,46 +130,50 @@ class Config:
     grad_clip: float = 1.0          # clip the gradient's norm to this; 0: off
     bias_correction: bool = True    # Adam's; BERT's own Adam goes without
     layer_decay: float = 1.0        # learning rate of each layer relative to the one above it
-    freeze: int = 0                 # leave the embeddings and so many of the lowest layers as is
-    unfreeze_interval: int = 0      # gradual unfreezing (ULMFiT): a layer more every so many steps
-    rms_scale: bool = False         # T5's cure: max(1e-3, RMS(parameter)) times each learning rate
+    freeze: int = 0                 # freeze the embeddings and this many of the lowest layers
+    unfreeze_interval: int = 0      # ULMFiT: unfreeze one more layer every this many steps
+    rms_scale: bool = False         # scale each rate by max(1e-3, RMS(parameter)), as T5 does
 
 
 @dataclass
 class Progress:
-    """All that changes while a run goes on. ckpt.pt holds it, so that --resume continues exactly
-    here."""
+    """All that changes while a run goes on. ckpt.pt holds it, so that --resume continues here."""
     step: int = 0                   # updates made
     tokens: int = 0                 # tokens seen
     train_seconds: float = 0.0      # spent on training; evaluation and saving are not counted
     best: float = -math.inf         # the best score so far; higher is better
-    worse: int = 0                  # evaluations since then
+    worse: int = 0                  # evaluations since the score last improved
     evaluated: int = -1             # the step of the last evaluation
     skipped: int = 0                # updates that --skip_nonfinite left out
-    saved: int = -1                 # the step of ckpt.pt; the file itself need not hold it
+    saved_step: int = -1            # the step of the last ckpt.pt; not a part of that file
 
-    def is_best(self, score):
-        """Counts an evaluation. Of equal scores the later one is better: it has trained longer."""
-        self.worse = self.worse + 1 if score <= self.best else 0
-        if score < self.best:
-            return False
-        self.best = score
-        return True
+    def record(self, score):
+        """Counts an evaluation -> whether its checkpoint is the best one so far. A tie does not
+        reset `worse`, but the later checkpoint is kept: it has trained longer."""
+        self.worse = 0 if score > self.best else self.worse + 1
+        is_best = score >= self.best
+        self.best = max(self.best, score)
+        return is_best
+
+    def forget_best(self):
+        """The loss is another one now, so earlier scores do not compare."""
+        self.best = -math.inf
+        self.worse = 0
 
 
 @dataclass
-class Setup:
+class Run:
     """All that stays as it is while a run goes on."""
     config: Config
     file: object                    # the module of the model file
     flags: dict                     # what was typed, as values
     changed: dict                   # what differs from the defaults
-    saved: dict                     # the checkpoint that the run goes on from, or {}
+    checkpoint: dict                # what the run goes on from, or {}
     device: torch.device
     dtype: torch.dtype              # of matrix products
     rank: int
     world_size: int
-    share: int                      # rows of a step for this rank
+    rows_per_rank: int              # of one step
     micro_batch_size: int
     folder: str                     # prepared data
     meta: dict                      # its meta.json
@@ -184,18 +181,18 @@ class Setup:
     model: nn.Module                # the plain one, on its device
     model_values: dict              # of its Config
     origin: str                     # where its first weights came from
-    base: str                       # of an adapter: a fingerprint of the weights that it is for
+    base: str                       # for an adapter: a fingerprint of the weights that it adapts
     feed: Feed
-    evaluate: Evaluations
+    evaluations: Evaluations
     tokens_per_row: int
-    epoch: float                    # in steps
+    steps_per_epoch: float
     flops_per_row: float            # of training; 0 if not known
     peak_flops: float               # of the device; 0 if not known
     n_parameters: int
     columns: str                    # of the training examples
     new_heads: list                 # parts of the model that the given weights lack
-    new_task: bool                  # given weights meet another kind of data or other classes
-    majority: tuple                 # the commonest class, and what it alone would score
+    new_task: bool                  # fine-tuning on a task that the weights were not trained on
+    majority_baseline: tuple        # the commonest class, and what it alone would score
 
     def learning_rate(self, step):
         return self.config.learning_rate * learning_rate_share(step, self.config)
@@ -230,20 +227,21 @@ def make_optimizers(model, config):
     top = max(depths.values())
 
     def groups(params, peak):
-        """Parameter groups by decay and depth. `peak` is the learning rate at the top of the
-        model."""
-        kinds = sorted({(p.ndim >= 2, depths[p]) for p in params})
-        return [dict(params=[p for p in params if (p.ndim >= 2, depths[p]) == (decays, depth)],
-                     weight_decay=config.weight_decay * decays,
+        """Parameter groups by decay and depth. Net.set_learning_rates reads `peak`, the group's
+        peak learning rate, and `start`, the first step that it trains."""
+        found = {}
+        for p in params:
+            found.setdefault((p.ndim >= 2, depths[p]), []).append(p)
+        return [dict(params=members, weight_decay=config.weight_decay if is_matrix else 0.0,
                      peak=peak * config.layer_decay ** (top - depth),
                      start=(top - depth) * config.unfreeze_interval)
-                for decays, depth in kinds]
+                for (is_matrix, depth), members in sorted(found.items(), key=lambda item: item[0])]
 
     params = [p for p in model.parameters() if p.requires_grad]
     lr = config.learning_rate
     if config.optimizer == 'adafactor':
         return [torch.optim.Adafactor(groups(params, lr), lr=lr)]
-    matrices = set()                         # adapters are none to orthogonalize
+    matrices = set()                         # of Muon, which is not for adapters
     if config.optimizer == 'muon' and not config.adapter:
         matrices = matrices_in_blocks(model)
     muon = [p for p in params if p in matrices]
@@ -260,16 +258,16 @@ def make_optimizers(model, config):
 def pick_attention(device, config):
     """Chooses among the kernels of scaled_dot_product_attention. config: the model's.
 
-    A CPU's fused kernel takes two to five times as long as plain products for rows of up to 256
-    tokens, and half as long again for the blocks that windows cut rows into, where all layers have
-    one. cuDNN's, a Hopper's default, can make NaN of gradients under a mask (pytorch issue 196678),
-    so only rows without one get it.
+    On a CPU the fused kernel is two to five times slower than plain products for rows of up to 256
+    tokens, and 1.5 times slower for the chunks of a sliding window, if all layers have one. cuDNN's
+    kernel, the default on Hopper, can give NaN gradients under a mask (pytorch issue 196678), so it
+    is enabled only without one.
     """
     length = getattr(config, 'block_size', 1024)
     window = getattr(config, 'window', 0)
-    if window and not hasattr(config, 'global_every'):
+    if window and not hasattr(config, 'global_every'):           # no layer sees the whole row
         length = min(length, window)
-    torch.backends.cuda.enable_flash_sdp(device.type != 'cpu' or length > 256)     # of CPUs too
+    torch.backends.cuda.enable_flash_sdp(device.type != 'cpu' or length > 256)     # the CPU's too
     torch.backends.cuda.enable_cudnn_sdp(getattr(config, 'kind', 'text') == 'text' and not window)
 
 
@@ -277,7 +275,7 @@ def compile_model(model, config, device, kind):
     """The model through torch.compile where --compile says so, else the model itself."""
     if config.compile == 'false' or config.compile == 'auto' and device.type != 'cuda':
         return model
-    mode = config.compile if '-' in config.compile else None     # max-autotune, reduce-overhead
+    mode = config.compile if config.compile in CUDA_GRAPH_MODES else None
     dynamic = None if kind == 'text' else True     # examples are padded to the longest of a batch
     return torch.compile(model, mode=mode, dynamic=dynamic)
 
@@ -292,25 +290,21 @@ def distribute(module, device):
 # ---- the run
 
 def setup(settings, device, rank, world_size):
-    """Everything that a run needs, opened and checked before a file is touched -> Setup. Raises
+    """Opens and checks everything that a run needs, before a file is touched -> Run. Raises
     ValueError or OSError for a user's mistake."""
-    config, file, values, flags, changed, saved = settings
-    values, weights, tokenizer, origin = open_weights(config, file, flags, values, saved)
-    folder, meta, tokenizer = open_data(config, file, flags, saved, origin, tokenizer)
+    config, file, values, flags, changed, checkpoint = settings
+    values, weights, tokenizer, origin = open_weights(config, file, flags, values, checkpoint)
+    folder, meta, tokenizer = open_data(config, file, flags, checkpoint, origin, tokenizer)
     if weights is not None and meta['vocab_size'] > values['vocab_size']:
         raise ValueError(f'{config.data} has {meta["vocab_size"]} token ids, the model of {origin} '
                          f'{values["vocab_size"]}: leave out --tokenizer to prepare the text with '
                          'its own')
-    fields = fields_from_data(file, meta, tokenizer, weights is not None)
-    new_task = weights is not None and is_new_task(values, fields, saved)
-    for name, value in fields.items():
-        typed_by_hand = name in flags and name.endswith('_id')     # the role of a token
-        if name in values and value is not None and not typed_by_hand:
-            values[name] = value
+    has_weights = weights is not None
+    values, is_other = values_from_data(file, values, flags, meta, tokenizer, has_weights)
     model_config = file.Config(**values)
     dtype = pick_dtype(config.dtype, device, config.shard)
-    share, micro_batch_size = split_batch(config, world_size)
-    if flags.get('shard') and world_size == 1:
+    rows_per_rank, micro_batch_size = split_batch(config, world_size)
+    if flags.get('shard') and world_size == 1:       # typed now; a resumed run may have one rank
         raise ValueError('--shard needs several ranks: torchrun --standalone --nproc_per_node=N '
                          'train.py ...')
     config = dataclasses.replace(config, shard=config.shard and world_size > 1)
@@ -323,79 +317,82 @@ def setup(settings, device, rank, world_size):
 
     train_set = training(meta, config.seed, encode, config.mix_cap, config.mix_temperature)
     val_sets = validation(meta, config.seed, encode)
-    feed = Feed(file, model_config, train_set, device, tokenizer)
-    base = fingerprint(weights) if config.adapter and weights is not None else ''
-    model = build_model(file, model_config, weights, origin, config.seed, new_task)
+    new_task = has_weights and ('lora' in checkpoint if checkpoint else is_other)
+    base = fingerprint(weights) if config.adapter and has_weights else ''
+    model, new_heads = make_model(file, model_config, config, weights, origin, checkpoint, new_task)
     if config.export_hf:
         check_export(file, model)
-    new_heads = heads_that_start_anew(model, weights) if new_task else []
-    if config.adapter:                       # before the model moves: the same first numbers
-        add_adapter(model, config, weights, saved, new_heads)
-    if hasattr(file, 'prepare'):
-        file.prepare(model, config)
-    if config.shard and values.get('generator_steps'):
-        raise ValueError('--shard and --generator_steps do not go together: '
-                         'FSDP2 settles which weights train once and for all')
     n_parameters = sum(p.numel() for p in model.parameters())
     if config.lora_bits:
         lora.hold(model, config.lora_bits)
     model.to(device)
 
-    feed.arrays(np.arange(micro_batch_size)) # the corpus learns the length of its windows
-    use_all = meta['kind'] != 'text' and 'eval_iters' not in flags
-    limit = 0 if use_all else config.eval_iters
+    feed = Feed(file, model_config, train_set, device, tokenizer)
+    one_row = feed.find_length()
+    limit = config.eval_iters
+    if meta['kind'] != 'text' and 'eval_iters' not in flags:
+        limit = 0                            # all examples
     sets = {}
     for title, (val_set, val_meta) in val_sets.items():
         val_feed = Feed(file, model_config, val_set, device, tokenizer)
         sets[title] = Evaluation(val_feed, micro_batch_size, limit, val_meta, rank, world_size)
-    evaluate = Evaluations(sets)
-    epoch = len(train_set) / config.batch_size
-    if config.epochs:
-        config = dataclasses.replace(config, max_iters=math.ceil(config.epochs * epoch))
-    if not config.eval_interval:
-        config = dataclasses.replace(config, eval_interval=math.ceil(epoch))
-    flops_per_row = 0                        # for the share of the device's peak
+    evaluations = Evaluations(sets)
+    flops_per_row = 0
     if peak_flops(device) and meta['kind'] == 'text':
-        flops_per_row = training_flops(model, feed.arrays([0]))
-    make_optimizers(model, config)           # refuses flags that do not fit
+        flops_per_row = training_flops(model, one_row)
+    steps_per_epoch = len(train_set) / config.batch_size
+    config = in_steps(config, steps_per_epoch)
+    make_optimizers(model, config)           # a trial: refuses flags that do not fit the model
     check_sender(config.log_to)
-    return Setup(
-        config=config, file=file, flags=flags, changed=changed, saved=saved,
+    return Run(
+        config=config, file=file, flags=flags, changed=changed, checkpoint=checkpoint,
         device=device, dtype=dtype, rank=rank, world_size=world_size,
-        share=share, micro_batch_size=micro_batch_size, folder=folder, meta=meta,
+        rows_per_rank=rows_per_rank, micro_batch_size=micro_batch_size, folder=folder, meta=meta,
         tokenizer=tokenizer, model=model, model_values=values, origin=origin, base=base,
-        feed=feed, evaluate=evaluate, tokens_per_row=train_set.tokens_per_row, epoch=epoch,
-        flops_per_row=flops_per_row, peak_flops=peak_flops(device), n_parameters=n_parameters,
+        feed=feed, evaluations=evaluations, tokens_per_row=train_set.tokens_per_row,
+        steps_per_epoch=steps_per_epoch, flops_per_row=flops_per_row,
+        peak_flops=peak_flops(device), n_parameters=n_parameters,
         columns=columns_of(train_set.examples), new_heads=new_heads, new_task=new_task,
-        majority=evaluate.majority_baseline(train_set.examples, meta))
+        majority_baseline=evaluations.majority_baseline(train_set.examples, meta))
 
 
-def train(setup, net, batches, log, progress):
+def in_steps(config, steps_per_epoch):
+    """The Config with --epochs and --eval_interval=0, an epoch, in optimizer steps."""
+    if config.epochs:
+        steps = math.ceil(config.epochs * steps_per_epoch)
+        config = dataclasses.replace(config, max_iters=steps)
+    if not config.eval_interval:
+        config = dataclasses.replace(config, eval_interval=math.ceil(steps_per_epoch))
+    return config
+
+
+def train(run, net, batches, log, progress):
     """Trains until max_iters, a limit, a target or a signal -> the last validation metrics, the
     signal or 0."""
-    config = setup.config
+    config = run.config
     save_interval = config.save_interval or config.eval_interval
-    meter = Meter(setup, progress)           # losses and speed since the last line of the log
-    watch = FiniteWatch(setup, progress, log)
+    meter = Meter(run, progress)             # losses and speed since the last line of the log
+    watch = FiniteWatch(run, progress, log)
     metrics = {}
-    setup.model.train()
-    clock = Clock(setup.device, progress.train_seconds)
+    run.model.train()
+    clock = Clock(run.device, progress.train_seconds)
+    # a Batch also says, for all ranks alike, whether to stop
     batch = batches.fetch(progress.step, progress.train_seconds)
 
     while True:
+        # `step` updates were made: log, evaluate and save this state, then make one more
         step = progress.step
-        finished = step >= config.max_iters or batch.signal or batch.time_is_up
-        log_now = step % config.log_interval == 0 or finished
-        eval_now = step % config.eval_interval == 0 or finished
-        if batch.signal or progress.evaluated == step:
-            eval_now = False
-        save_now = finished or step > 0 and step % save_interval == 0
+        stop = bool(batch.signal) or batch.time_is_up or step >= config.max_iters
+        log_now = stop or step % config.log_interval == 0
+        eval_now = (stop or step % config.eval_interval == 0) and not batch.signal
+        eval_now = eval_now and progress.evaluated != step
+        save_now = stop or step > 0 and step % save_interval == 0
 
         if log_now or eval_now or save_now:
-            progress.train_seconds = clock.read()                # waits for the device
-            watch.check()                                        # before it is saved
+            progress.train_seconds = clock.read()        # waits for the device
+            watch.check()                                # raises if a loss so far was not finite
         if log_now and meter.sums is not None:
-            row = meter.row(progress, lr=setup.learning_rate(step - 1))
+            row = meter.row(progress, lr=run.learning_rate(step - 1))
             log.training(row, config, meter.seconds_left(progress))
             usual = meter.jump(row['train_loss'])
             if usual is not None:
@@ -404,149 +401,151 @@ def train(setup, net, batches, log, progress):
             meter.reset(progress)
 
         if eval_now:
-            metrics = setup.evaluate(net)
+            metrics = run.evaluations(net)
             progress.evaluated = step
             log.validation(metrics, progress)
-            if progress.is_best(setup.evaluate.score(metrics)):
-                save(setup, net, progress, log, 'best.pt')
-                save_predictions(setup)
+            if progress.record(run.evaluations.score(metrics)):
+                save(run, net, progress, log, 'best.pt')
+                save_predictions(run)
             if metrics['val_loss'] <= config.target_val_loss:
                 log.say(f'reached --target_val_loss={config.target_val_loss:g} at step {step}: '
                         f'{metrics["val_loss"]:.4f} after {progress.train_seconds:.2f} s of '
                         'training')
-                finished = True
-            finished = finished or 0 < config.patience <= progress.worse
-            log.curve(f'{setup.file.__name__} {config.preset}')
-        if (save_now or finished) and progress.saved != step:
-            if save(setup, net, progress, log, 'ckpt.pt'):
-                progress.saved = step
-        if finished:
+                stop = True
+            if 0 < config.patience <= progress.worse:
+                stop = True
+            log.curve(f'{run.file.__name__} {config.preset}')
+        if (stop or save_now) and progress.saved_step != step:
+            if save(run, net, progress, log, 'ckpt.pt'):
+                progress.saved_step = step
+        if stop:
             return metrics, batch.signal
         if eval_now or save_now:
             clock.start()
 
+        # a model may train in stages, each with a loss of its own: ELECTRA's generator, then the
+        # discriminator
+        if net.begin_stage(step):
+            progress.forget_best()
+            meter.forget()
+
         # one optimizer step: the gradient of (sum of all losses) / (number of all targets)
-        if net.begin_stage(step):            # from here on other parameters train, on another loss
-            progress.best = -math.inf
-            progress.worse = 0
-            meter.recent = []
         net.set_learning_rates(learning_rate_share(step, config), step)
-        total = 0
+        sums = 0                                         # (1 + stats,): the loss, then the stats
         for i, arrays in enumerate(batch.micro_batches):
-            torch.manual_seed(dropout_seed(config.seed, step, setup.rank, i))
-            with net.gradients_of(is_last=i == len(batch.micro_batches) - 1):
+            torch.manual_seed(dropout_seed(config.seed, step, run.rank, i))
+            with net.sync_gradients(i == len(batch.micro_batches) - 1):
                 with net.autocast():
-                    loss, stats = net(*arrays, totals=batch.totals)
-                net.backward(loss * setup.world_size)            # DDP averages over the ranks
-            names = sorted(stats)
-            sums = [loss.detach().float()] + [stats[name].float() for name in names]
-            total = total + torch.stack(sums)
+                    loss, stats = net(*arrays, totals=batch.n_targets)
+                # DDP averages over the ranks, but a loss is its rank's part of the sum: undo that
+                net.backward(loss * run.world_size)
+            parts = [loss.detach().float()] + [stats[name].float() for name in sorted(stats)]
+            sums = sums + torch.stack(parts)
         grad_norm = net.clip_gradients(config.grad_clip)
-        good = watch.is_good(total[0], grad_norm, scaled=net.scaler.is_enabled())
-        net.step(update=good)
-        meter.add(total, names, grad_norm, good)
+        update = watch.check_step(sums[0], grad_norm, scaled=net.scaler.is_enabled())
+        net.step(update)
+        meter.add(sums, sorted(stats), grad_norm, update)
         progress.step += 1
-        progress.tokens += config.batch_size * setup.tokens_per_row
-        batch = batches.fetch(progress.step, progress.train_seconds)     # the device still works
+        progress.tokens += config.batch_size * run.tokens_per_row
+        # prepared while a GPU is still busy with this step
+        batch = batches.fetch(progress.step, progress.train_seconds)
 
 
-def finish(setup, net, log, progress, metrics, stopped_by, began):
-    """What is left to do after the last step: adapters, exports, a sample, the last lines -> the
-    final metrics."""
-    config = setup.config
-    model = setup.model
+def finish(run, net, log, progress, metrics, signalled, began):
+    """After the last step: saves the adapter, shows a sample, exports, logs the result -> the final
+    metrics. Raises OSError if the last checkpoint could not be written."""
+    config = run.config
     again = f'python train.py --resume --out_dir={config.out_dir}'
-    if progress.saved < 0:
+    if progress.saved_step < 0:
         raise OSError(f'no checkpoint could be written in {config.out_dir}: free some space')
-    if progress.saved != progress.step:
+    if progress.saved_step != progress.step:
         raise OSError(f'the last checkpoint could not be written; {config.out_dir}/ckpt.pt is of '
-                      f'step {progress.saved}: free some space, then {again}')
-    if stopped_by:
-        log.say(f'{signal.Signals(stopped_by).name}: saved step {progress.step}. To go on: {again}')
+                      f'step {progress.saved_step}: free some space, then {again}')
+    if signalled:
+        log.say(f'{signal.Signals(signalled).name}: saved step {progress.step}. To go on: {again}')
         return {}
     if config.adapter:
-        save_adapter(setup, net, progress, log)
+        save_adapter(run, net, progress, log)
 
-    goal = setup.evaluate.goal
-    best_name = 'best_val_loss'
-    best = -progress.best
-    if setup.evaluate.higher_is_better:
-        best_name = 'best_' + goal.removeprefix('val_')
-        best = progress.best
+    best_name, best = run.evaluations.best(progress.best)
     seconds = progress.train_seconds
     result = {**metrics, best_name: best, 'steps': progress.step, 'tokens': progress.tokens,
               'train_seconds': seconds, 'total_seconds': time.time() - began,
               'tokens_per_second': progress.tokens / seconds if seconds else 0.0,
-              'peak_memory_mb': peak_memory(setup.device), 'parameters': setup.n_parameters,
-              'out_dir': config.out_dir, 'kind': setup.meta['kind']}
-    for name, value in setup.majority[1].items():
+              'peak_memory_mb': peak_memory(run.device), 'parameters': run.n_parameters,
+              'out_dir': config.out_dir, 'kind': run.meta['kind']}
+    _, baseline = run.majority_baseline
+    for name, value in baseline.items():
         result['commonest_' + name] = value
-    if setup.rank == 0:
+    if run.rank == 0:
         with torch.no_grad(), contextlib.suppress(OSError):
-            model.eval()
-            show = show_of(setup.file)
-            if setup.tokenizer and show and not config.shard:
-                log.say('\n' + show(model, setup.tokenizer, setup.evaluate.sample()) + '\n')
+            run.model.eval()
+            show = show_of(run.file)
+            if run.tokenizer and show and not config.shard:
+                log.say('\n' + show(run.model, run.tokenizer, run.evaluations.sample()) + '\n')
         if config.export_hf:
-            export(setup, log)
-        if not setup.saved or progress.step > setup.saved['step']:
-            log.result(result, model, goal, best_name)
-    if setup.world_size > 1:
+            export(run, log)
+        if not run.checkpoint or progress.step > run.checkpoint['step']:       # news
+            log.result(result, run.model, run.evaluations.goal, best_name)
+    if run.world_size > 1:
         torch.distributed.barrier()
     return result
 
 
-def run(settings, argv, device, signals, began):
-    """One run, from the flags to its end -> the final metrics, the signal that stopped it or 0."""
+def make_net(run, log, progress):
+    """The model as it trains: attention kernel, shards, torch.compile, DDP, optimizers -> Net."""
+    config = run.config
+    pick_attention(run.device, run.model.config)
+    first = run.feed.send(run.feed.arrays(np.arange(run.micro_batch_size)))
+    log.say(f'attention kernel: {attention_kernel(run, first)}')
+    if config.shard:
+        shard(run.model, run.device, run.world_size)
+    compiled = compile_model(run.model, config, run.device, run.meta['kind'])
+    net = Net(run, compiled, make_optimizers, distribute)
+    is_new_stage = net.begin_stage(progress.step)
+    if run.checkpoint:
+        net.resume(run.checkpoint, is_new_stage)
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    if trained < run.n_parameters:
+        log.say(f'{trained:,} of {run.n_parameters:,} weights are trained '
+                f'({trained / run.n_parameters:.2%})')
+    if compiled is not run.model or run.device.type == 'cuda':
+        net.warm_up(first, run.evaluations.totals, log)
+    return net
+
+
+def one_run(settings, argv, device, signals, began):
+    """One run, from the flags to its end -> the final metrics, the signal that ended it or 0."""
     rank, world_size = ranks()
-    if settings.config.init_from and settings.config.export_hf and settings.config.max_iters == 0:
+    config = settings.config
+    if config.init_from and config.export_hf and config.max_iters == 0:
         return convert(settings), 0          # needs no data
-    this = setup(settings, device, rank, world_size)
-    config = this.config
-    model = this.model
-    saved = this.saved
-    if saved and is_finished(this) and not this.flags.keys() & {'export_hf', 'merge'}:
-        result = dict(steps=saved['step'], tokens=saved['tokens'], kind=this.meta['kind'],
-                      train_seconds=saved['train_seconds'], parameters=this.n_parameters,
-                      out_dir=config.out_dir)
-        return result, 0
+    run = setup(settings, device, rank, world_size)
+    config = run.config
+    checkpoint = run.checkpoint
+    if checkpoint and is_finished(run) and not run.flags.keys() & {'export_hf', 'merge'}:
+        return dict(steps=checkpoint['step'], tokens=checkpoint['tokens'], kind=run.meta['kind'],
+                    train_seconds=checkpoint['train_seconds'], parameters=run.n_parameters,
+                    out_dir=config.out_dir), 0
     if rank == 0:
-        make_room(config.out_dir, saved)
-        if this.tokenizer and not saved:     # so that --tokenizer=OUT_DIR prepares further data
-            text = this.tokenizer.dumps().encode()
+        make_room(config.out_dir, checkpoint)
+        if run.tokenizer and not checkpoint: # so that --tokenizer=OUT_DIR prepares further data
+            text = run.tokenizer.dumps().encode()
             path = os.path.join(config.out_dir, 'tokenizer.json')
             files.write_atomic(path, lambda f: f.write(text))
     progress = Progress()
-    if saved:
-        names = [field.name for field in dataclasses.fields(Progress) if field.name in saved]
-        progress = Progress(**{name: saved[name] for name in names}, saved=saved['step'])
-    log = Log(config.out_dir, rank == 0, progress.step if saved else -1, config.log_to)
-    log.start(this, argv)
-
-    pick_attention(device, model.config)
-    first = this.feed.send(this.feed.arrays(np.arange(this.micro_batch_size)))
-    kernel = attention_kernel(this, first)
-    log.say(f'attention kernel: {kernel}')
-    if config.shard:
-        shard(model, device, world_size)
-    compiled = compile_model(model, config, device, this.meta['kind'])
-    net = Net(model, config, device, this.dtype, world_size, compiled, make_optimizers, distribute)
-    is_new_stage = net.begin_stage(progress.step)
-    if saved:
-        net.resume(saved, is_new_stage)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if trained < this.n_parameters:
-        log.say(f'{trained:,} of {this.n_parameters:,} weights are trained '
-                f'({trained / this.n_parameters:.2%})')
-    if compiled is not model or device.type == 'cuda':
-        net.warm_up(first, this.evaluate.totals, log)
+    if checkpoint:
+        names = [field.name for field in dataclasses.fields(Progress) if field.name in checkpoint]
+        progress = Progress(**{name: checkpoint[name] for name in names})
+        progress.saved_step = progress.step
+    log = Log(config.out_dir, rank == 0, progress.step if checkpoint else -1, config.log_to)
+    log.start(run, argv)
+    net = make_net(run, log, progress)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats()
-
     signals.listen()
-    batches = Batches(this, signals)
-    metrics, stopped_by = train(this, net, batches, log, progress)
-    return finish(this, net, log, progress, metrics, stopped_by, began), stopped_by
+    metrics, signalled = train(run, net, Batches(run, signals), log, progress)
+    return finish(run, net, log, progress, metrics, signalled, began), signalled
 
 
 def main(argv=None):
@@ -559,21 +558,26 @@ def main(argv=None):
     device = pick_device(config.device)
     began = time.time()
     if not settings.saved and restarted(config.out_dir):
-        return main(argv + ['--resume'])     # torchrun has started it again after a failure
+        return main(argv + ['--resume'])     # torchrun has started us again after a failure
     with Signals() as signals, process_group(device):
-        result, stopped_by = run(settings, argv, device, signals, began)
-    if stopped_by:
-        raise SystemExit(128 + stopped_by)
-    if not config.baseline:
-        return result
+        result, signalled = one_run(settings, argv, device, signals, began)
+    if signalled:
+        raise SystemExit(128 + signalled)
+    if config.baseline:
+        run_baseline(config, result, argv)
+    return result
+
+
+def run_baseline(config, result, argv):
+    """--baseline: the same run again from new weights, its metrics beside the first one's."""
     anew = ['--baseline=false', '--resume=false', '--new_weights',
             f'--out_dir={config.out_dir}-new']
-    result['baseline'] = other = main(argv + anew)
+    other = main(argv + anew)
+    result['baseline'] = other
     for name, value in result.items():
         if name.startswith(('best_', 'val_', 'commonest_')) and name in other and ranks()[0] == 0:
             print(f'{readable(name)}:'.ljust(36),
                   f'from {config.init_from} {value:.4f}, from new weights {other[name]:.4f}')
-    return result
 
 
 def parse(argv):
@@ -587,5 +591,5 @@ def cli():
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)     # the imports are done
     cli()

@@ -99,9 +99,8 @@ def shard_tokens(path):
     count = header[2]
     wanted = SHARD_HEADER + 2 * count
     if size != wanted:
-        raise ValueError(f'{path}: {size:,} bytes, but its header says {wanted:,} '
-                         f'({count:,} tokens): it is truncated or damaged, so delete it and '
-                         'fetch it again')
+        raise ValueError(f'{path}: {size:,} bytes, but its header says {wanted:,} ({count:,} '
+                         'tokens): it is truncated or damaged, so delete it and fetch it again')
     return count
 
 

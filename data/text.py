@@ -181,9 +181,8 @@ def resolve_mixture(data, tokenizer, vocab_size):
     shared = ''                                 # the tokenizer of those that are not prepared yet
     for part in sorted(data.split('+'), key=lambda part: not is_there(part)):
         if not part:
-            raise ValueError(f'--data={data}: '
-                             'expected names of data sets with a + between, '
-                             'like multi30k+summarize')
+            raise ValueError(f'--data={data}: expected names of data sets with a + between, like '
+                             'multi30k+summarize')
         if shared and not is_there(part):
             folder = resolve(part, shared)
         else:

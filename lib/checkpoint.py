@@ -108,8 +108,7 @@ def restore(optimizers, model, states, origin):
     """
     def misfit(why):
         return ValueError(f'{origin}: its optimizer state does not fit ({why}): leave --optimizer '
-                          'as it was, '
-                          f'or start a new run with --init_from={origin}')
+                          f'as it was, or start a new run with --init_from={origin}')
 
     if len(states) != len(optimizers):
         raise misfit(f'of {len(states)} optimizers, this run has {len(optimizers)}')

@@ -33,8 +33,7 @@ def draw_curve(path, rows, title):
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (loss - low) / (high - low)
 
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-           'font-family="sans-serif" '
-           'font-size="12">',
+           'font-family="sans-serif" font-size="12">',
            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
            words(LEFT, 22, title, 'font-size="14" font-weight="bold"')]
     for loss in ticks(low, high):

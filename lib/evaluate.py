@@ -37,7 +37,7 @@ class Evaluation:
 
         corpus = feed.corpus
         # one row: the corpus learns the length of its windows
-        n_totals = len(feed.count(*feed.arrays([0])))
+        n_totals = len(feed.count(*feed.find_length()))
         n = min(len(corpus), limit or len(corpus))
         rows = np.arange(n)
         # some of the examples: spread, for files lie sorted by class
@@ -167,6 +167,12 @@ class Evaluations:
         self.higher_is_better = False
         self.totals = self.first.totals
         self.sample = self.first.sample
+
+    def best(self, score):
+        """-> the name and the value of the best checkpoint's metric. score: as score() gave it."""
+        if self.higher_is_better:
+            return 'best_' + self.goal.removeprefix('val_'), score
+        return 'best_val_loss', -score
 
     def score(self, row):
         """What tells the best checkpoint: more is better."""

@@ -1,4 +1,4 @@
-"""Data for a run: which prepared folder, and the way of its rows to the device.
+"""Data for a run: which prepared folder, and how its rows get to the device.
 
 A batch is a pure function of (seed, step, row): nothing here has a state that a checkpoint would
 have to hold.
@@ -20,7 +20,9 @@ from data.rows import keyed, tokens_in
 from lib.launch import SIGNALS
 from lib.models import make_batch
 
-POOL = 16       # --group_by_length sorts so many batches by length
+POOL = 16               # --group_by_length sorts this many batches at a time
+DROPOUT_STREAM = 3      # streams of random numbers that have keys of their own (data/rows.py)
+POOL_STREAM = 9
 
 
 # ---- the folder
@@ -70,9 +72,8 @@ def prepared_with(data, tokenizer, origin):
             if folder not in str(e):
                 raise
             raise ValueError(f'{str(e).split(", asked")[0]}, {origin} was trained with '
-                             f'{tokenizer.name} '
-                             f'({tokenizer.vocab_size}): pass the text itself as --data to prepare '
-                             'it again') from None
+                             f'{tokenizer.name} ({tokenizer.vocab_size}): pass the text itself as '
+                             '--data to prepare it again') from None
 
 
 def tokenizer_of(folder, meta, fallback):
@@ -91,9 +92,24 @@ def tokenizer_of(folder, meta, fallback):
             print(f'no tokenizer {name} ({e}): no bits per byte and no sample', file=sys.stderr)
     if in_folder and tokenizer.vocab_size != meta['vocab_size']:
         raise ValueError(f'{folder}: meta.json says {meta["vocab_size"]} ids, {name} has '
-                         f'{tokenizer.vocab_size}: '
-                         f'delete {folder} and prepare it again')
+                         f'{tokenizer.vocab_size}: delete {folder} and prepare it again')
     return tokenizer
+
+
+def values_from_data(file, values, flags, meta, tokenizer, has_weights):
+    """The values of the model's Config, completed by what the data says -> values, and whether the
+    given weights were trained on another kind of data or on other classes.
+
+    values: by flags and weights. flags: what was typed. has_weights: there are given weights.
+    """
+    fields = fields_from_data(file, meta, tokenizer, has_weights)
+    is_other = any(values.get(name, fields[name]) != fields[name] for name in ('kind', 'n_labels'))
+    values = dict(values)
+    for name, value in fields.items():
+        typed_role = name.endswith('_id') and name in flags      # --pad_id=0 wins over the data
+        if name in values and value is not None and not typed_role:
+            values[name] = value
+    return values, is_other
 
 
 def fields_from_data(file, meta, tokenizer, has_weights):
@@ -167,6 +183,11 @@ class Feed:
             return self.file.summary(stats)
         return stats
 
+    def find_length(self):
+        """Makes one row, by which the corpus learns the length of its windows. Its len() and
+        tokens_per_row need that."""
+        return self.arrays([0])
+
     def by_length(self, numbers):
         """The same rows, those of equal length beside each other: a micro-batch needs less
         padding."""
@@ -178,7 +199,7 @@ class Feed:
     def arrays(self, numbers):
         """The numpy arrays of the micro-batch that these rows make."""
         draw, rng = self.corpus.rows(numbers)
-        draw.tokenizer = self.tokenizer                  # for what a token spells (whole words)
+        draw.tokenizer = self.tokenizer      # whole-word masking needs the text of a token
         return make_batch(self.file, draw, self.model_config, rng)
 
     def send(self, arrays):
@@ -191,14 +212,14 @@ class Feed:
 
 def dropout_seed(seed, step, rank, micro_batch):
     """The seed of everything that is random on the device in one micro-batch."""
-    return int(keyed(seed, 3, step, rank, micro_batch)[0] >> np.uint64(1))
+    return int(keyed(seed, DROPOUT_STREAM, step, rank, micro_batch)[0] >> np.uint64(1))
 
 
 @dataclass
 class Batch:
     """What one rank needs for one optimizer step."""
     micro_batches: list         # of lists of tensors
-    totals: torch.Tensor        # numbers of targets in the global batch
+    n_targets: torch.Tensor     # in the global batch, one for each denominator of the loss
     signal: int                 # the signal that any rank was sent, or 0
     time_is_up: bool            # whether any rank has reached --time_limit
 
@@ -207,44 +228,44 @@ class Batches:
     """The batches of a run. fetch(step) gives this rank's share, and what the ranks have to agree
     on."""
 
-    def __init__(self, setup, signals):
-        """setup: train.Setup. signals: lib.launch.Signals."""
-        self.setup = setup
-        self.feed = setup.feed
-        self.config = setup.config
+    def __init__(self, run, signals):
+        """run: train.Run. signals: lib.launch.Signals."""
+        self.run = run
+        self.feed = run.feed
+        self.config = run.config
         self.signals = signals
 
     def rows(self, step):
         """The numbers of this rank's rows of a step."""
         batch_size = self.config.batch_size
         has_lengths = len(self.feed.lengths) > 0
-        pool = POOL if self.config.group_by_length and has_lengths else 1
+        pool = POOL if self.config.group_by_length and has_lengths else 1      # batches
         first = step // pool * pool * batch_size
         rows = self.feed.by_length(np.arange(first, first + pool * batch_size)).reshape(pool, -1)
-        order = np.argsort(keyed(self.config.seed, 9, step // pool, np.arange(pool)))
-        rows = rows[order[step % pool]]
-        # sorted by length: each rank gets some of each
-        if has_lengths:
-            return rows[self.setup.rank::self.setup.world_size]
-        share = self.setup.share
-        return rows[self.setup.rank * share:(self.setup.rank + 1) * share]
+        order = np.argsort(keyed(self.config.seed, POOL_STREAM, step // pool, np.arange(pool)))
+        rows = rows[order[step % pool]]      # which of the pool's sorted batches this step takes
+        if has_lengths:                      # sorted by length: each rank gets some of each
+            return rows[self.run.rank::self.run.world_size]
+        n = self.run.rows_per_rank
+        return rows[self.run.rank * n:(self.run.rank + 1) * n]
 
     def fetch(self, step, train_seconds):
         """The Batch of a step. train_seconds: how long the run has trained, for --time_limit."""
         rows = self.rows(step)
-        size = self.setup.micro_batch_size
+        size = self.run.micro_batch_size
         micro_batches = [self.feed.arrays(rows[at:at + size]) for at in range(0, len(rows), size)]
         counts = np.sum([self.feed.count(*arrays) for arrays in micro_batches], 0)
         asked = [self.signals.asked == number for number in SIGNALS]
         time_is_up = 0 < self.config.time_limit <= train_seconds
+        # one exchange for everything, on the host, so that the device does not wait for it
         agreed = torch.tensor([*counts, *asked, time_is_up], dtype=torch.float64)
-        if self.setup.world_size > 1:
-            dist.all_reduce(agreed)                      # on the host: the device does not wait
-        totals = agreed[:len(counts)].float()
+        if self.run.world_size > 1:
+            dist.all_reduce(agreed)
+        n_targets = agreed[:len(counts)].float()
+        signals = [number for number, n in zip(SIGNALS, agreed[len(counts):-1]) if n > 0]
         if self.feed.device.type == 'cuda':
-            # else the copy would wait for the step at hand
-            totals = totals.pin_memory()
-        signals = [number for number, ranks in zip(SIGNALS, agreed[len(counts):]) if ranks]
-        return Batch([self.feed.send(arrays) for arrays in micro_batches],
-                     totals.to(self.feed.device, non_blocking=True), signals[0] if signals else 0,
-                     bool(agreed[-1] > 0))
+            n_targets = n_targets.pin_memory()           # else the copy waits for the step at hand
+        return Batch(micro_batches=[self.feed.send(arrays) for arrays in micro_batches],
+                     n_targets=n_targets.to(self.feed.device, non_blocking=True),
+                     signal=signals[0] if signals else 0,
+                     time_is_up=bool(agreed[-1] > 0))

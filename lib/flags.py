@@ -154,8 +154,7 @@ def checkpoint_to_resume(given, trainer):
     missing = sorted(HOLDS.keys() - OPTIONAL - saved.keys())
     if missing:
         raise ValueError(f'--resume: the checkpoint in {path} lacks {missing[0]}, so its run '
-                         'cannot go on; '
-                         f'start a new one from its weights with --init_from={path}')
+                         f'cannot go on; start a new one from its weights with --init_from={path}')
     model = saved['model_name']
     if given.setdefault('model', model) != model:
         raise ValueError(f'--resume: {path} holds a run of --model={model}, not {given["model"]}')
@@ -187,8 +186,7 @@ def starting_values(file, technique, defaults, flags, saved):
     unknown = set(values) - set(defaults)
     if unknown:
         raise ValueError(f'{file.__name__}.py: the recipe or preset {preset!r} sets '
-                         f'{unknown.pop()}, a field of '
-                         'neither Config')
+                         f'{unknown.pop()}, a field of neither Config')
     return values
 
 
@@ -202,8 +200,7 @@ def refuse_changes(out_dir, held, flags, saved):
     for name, value in flags.items():
         if name in held and value != held[name]:
             raise ValueError(f'--resume: --{name}={value}, but the run has {held[name]}: leave it '
-                             'out, '
-                             f'or start a new run with --init_from={out_dir}')
+                             f'out, or start a new run with --init_from={out_dir}')
 
 
 def usual_folder(model, values):
@@ -248,8 +245,7 @@ def check_adapter(values, flags, Config):
         given = field.name in flags and values[field.name] != field.default
         if given and group.startswith('adapters') and not kind:
             raise ValueError(f'--{field.name} is of adapters, and without one all weights are '
-                             'trained: '
-                             'add --lora_rank=8')
+                             'trained: add --lora_rank=8')
     if kind not in ('', 'lora', 'bitfit') and (values['merge'] or values['export_hf']):
         raise ValueError(f'--adapter={kind} cannot become part of the weights: leave out --merge '
                          'and --export_hf')

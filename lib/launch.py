@@ -85,12 +85,12 @@ def make_room(out_dir, resumed):
                       'another') from None
 
 
-def is_finished(setup):
+def is_finished(run):
     """Whether the run that is to be resumed has nothing left to do. Prints what to type to go
     on."""
-    config = setup.config
-    step = setup.saved['step']
-    seconds = setup.saved['train_seconds']
+    config = run.config
+    step = run.checkpoint['step']
+    seconds = run.checkpoint['train_seconds']
     if step < config.max_iters and not 0 < config.time_limit <= seconds:
         return False
     flag = 'max_iters'
@@ -102,7 +102,7 @@ def is_finished(setup):
         flag = 'epochs'
         more = f'{2 * config.epochs:g}'
     limit = '' if flag == 'max_iters' else f' (--{flag}={getattr(config, flag):g})'
-    if setup.rank == 0:
+    if run.rank == 0:
         print(f'{config.out_dir} is finished: step {step} of {config.max_iters}{limit}; to go on: '
               f'python train.py --resume --out_dir={config.out_dir} --{flag}={more}', flush=True)
     return True
@@ -154,8 +154,7 @@ def one_line(error):
         return 'stopped'
     if out_of_memory(error):
         return (f'error: out of memory ({first_line(error)[:200]}); lower --micro_batch_size (the '
-                'training stays the '
-                'same) or --block_size, or add --checkpoint_activations')
+                'training stays the same) or --block_size, or add --checkpoint_activations')
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return 'error: ' + (' '.join(str(error).split()) or type(error).__name__)
     of_ranks = re.search('gloo|nccl|tcpstore', str(error), re.IGNORECASE)

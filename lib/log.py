@@ -136,46 +136,43 @@ class Log:
 
     # ---- the lines of a run
 
-    def start(self, setup, argv):
+    def start(self, run, argv):
         """What log.txt begins with (the command, versions, checksums, settings and, of a new run,
         the scripts), and the lines on the console that say what is trained, on what and how."""
-        config = setup.config
-        self.note(f'#### {time.ctime()}: python train.py {shlex.join(argv)}\n'
-                  f'# python {platform.python_version()}, torch {torch.__version__}, numpy '
-                  f'{np.__version__}, '
-                  f'{platform.platform()}, git {git_revision()}\n'
-                  f'# data {setup.folder}: {json.dumps(setup.meta["sha256"])}\n'
-                  f'# train {json.dumps(dataclasses.asdict(config))}\n'
-                  f'# model {json.dumps(setup.model_values)}')
-        if not setup.saved:
-            for path in [os.path.join(HERE, name) for name in KEPT_SOURCES] + [setup.file.__file__]:
+        config = run.config
+        versions = (f'python {platform.python_version()}, torch {torch.__version__}, '
+                    f'numpy {np.__version__}, {platform.platform()}, git {git_revision()}')
+        self.note(f'#### {time.ctime()}: python train.py {shlex.join(argv)}')
+        self.note(f'# {versions}')
+        self.note(f'# data {run.folder}: {json.dumps(run.meta["sha256"])}')
+        self.note(f'# train {json.dumps(dataclasses.asdict(config))}')
+        self.note(f'# model {json.dumps(run.model_values)}')
+        if not run.checkpoint:
+            for path in [os.path.join(HERE, name) for name in KEPT_SOURCES] + [run.file.__file__]:
                 with open(path, encoding='utf-8') as f:
                     self.note(f'#### {os.path.relpath(path, HERE)}\n{f.read()}')
             self.note('#### run')
 
         preset = f' {config.preset}' if config.preset else ''
-        self.say(f'{setup.file.__name__}{preset}: {setup.n_parameters / 1e6:.2f} M parameters, '
-                 f'{setup.device}, '
-                 f'{str(setup.dtype).removeprefix("torch.")}, data {os.path.relpath(setup.folder)}')
-        values = {**setup.changed, **setup.model_values}
-        self.say('settings: ' + ' '.join(f'{name}={values[name]}' for name in setup.changed))
-        self.say(f'batch: {config.batch_size} rows of {setup.tokens_per_row} tokens = '
-                 f'{setup.world_size} device(s) x '
-                 f'{setup.share // setup.micro_batch_size} micro-batch(es) x '
-                 f'{setup.micro_batch_size}; '
-                 f'an epoch is {setup.epoch:.1f} steps')
+        self.say(f'{run.file.__name__}{preset}: {run.n_parameters / 1e6:.2f} M parameters, '
+                 f'{run.device}, '
+                 f'{str(run.dtype).removeprefix("torch.")}, data {os.path.relpath(run.folder)}')
+        values = {**run.changed, **run.model_values}
+        self.say('settings: ' + ' '.join(f'{name}={values[name]}' for name in run.changed))
+        self.say(f'batch: {config.batch_size} rows of {run.tokens_per_row} tokens = '
+                 f'{run.world_size} device(s) x {run.rows_per_rank // run.micro_batch_size} '
+                 f'micro-batch(es) x {run.micro_batch_size}; an epoch is '
+                 f'{run.steps_per_epoch:.1f} steps')
         if 0 < config.max_iters <= config.warmup_iters:
             self.say(f'all {config.max_iters} steps are warm-up, no learning rate gets to its '
-                     'peak: '
-                     f'lower --warmup_iters={config.warmup_iters}')
-        if setup.new_task:
-            but = f', but {", ".join(setup.new_heads)} start anew' if setup.new_heads else ''
-            self.say(f'a new task: all weights come from {setup.origin}{but}')
-        common, baseline = setup.majority
+                     f'peak: lower --warmup_iters={config.warmup_iters}')
+        if run.new_task:
+            but = f', but {", ".join(run.new_heads)} start anew' if run.new_heads else ''
+            self.say(f'a new task: all weights come from {run.origin}{but}')
+        common, baseline = run.majority_baseline
         if baseline:
-            self.say(f'always {setup.meta["labels"][common]!r}, the commonest class of the '
-                     'training data: '
-                     f'{scores(baseline)}')
+            self.say(f'always {run.meta["labels"][common]!r}, the commonest class of the '
+                     f'training data: {scores(baseline)}')
 
     def training(self, row, config, seconds_left):
         """A row of training metrics, and its line on the console."""
@@ -183,8 +180,7 @@ class Log:
         mfu = f' | mfu {row["mfu"]:.1%}' if 'mfu' in row else ''
         self.live(f'step {row["step"]}/{config.max_iters} | loss {row["train_loss"]:.4f} | '
                   f'{row["tokens_per_second"] / 1e3:,.1f}k tokens/s{mfu} | '
-                  f'{row["peak_memory_mb"] / 1024:.2f} GB | '
-                  f'{span(seconds_left)} left')
+                  f'{row["peak_memory_mb"] / 1024:.2f} GB | {span(seconds_left)} left')
 
     def validation(self, row, progress):
         """A row of validation metrics, and its line on the console."""
@@ -200,9 +196,8 @@ class Log:
         value."""
         out_dir = result['out_dir']
         self.say(f'{result["steps"]} steps, {result["tokens"]:,} tokens in '
-                 f'{span(result["train_seconds"])} of training '
-                 f'({span(result["total_seconds"])} in all, peak memory '
-                 f'{result["peak_memory_mb"] / 1024:.2f} GB)')
+                 f'{span(result["train_seconds"])} of training ({span(result["total_seconds"])} in '
+                 f'all, peak memory {result["peak_memory_mb"] / 1024:.2f} GB)')
         line = f'best {readable(goal)} {result[best]:.4f}'
         baselines = [value for name, value in result.items() if name.startswith('commonest_')]
         if baselines:
@@ -213,9 +208,8 @@ class Log:
         self.say(line)
         weights = f'--out_dir={out_dir}' if goal == 'val_loss' else f'--init_from={out_dir}/best.pt'
         self.say(f'curve: {out_dir}/loss.svg | use it: python sample.py {weights} '
-                 f'{use_of(model, result["kind"])} | '
-                 f'go on: python train.py --resume --out_dir={out_dir} '
-                 f'--max_iters={2 * max(result["steps"], 1)}')
+                 f'{use_of(model, result["kind"])} | go on: python train.py --resume '
+                 f'--out_dir={out_dir} --max_iters={2 * max(result["steps"], 1)}')
 
 
 def use_of(model, kind):

@@ -1,8 +1,7 @@
 """Techniques around a model: `python train.py --method=NAME` finds NAME.py.
 
-A technique is to a model file what an adapter is to a layer: it replaces a part and leaves the
-rest. Preference losses, reward models, distillation, quantisation and pruning while training are
-of this kind. NAME.py defines
+NAME.py replaces the loss of a model file, and what else it needs to: preference losses, reward
+models, distillation, quantisation and pruning while training are of this kind. It defines
 
     Config      a dataclass of int, float, bool and str fields: its flags
     forward(model, plain, *arrays, totals=None) -> loss, stats
@@ -46,8 +45,7 @@ def find(name, file, Config):
     for field in dataclasses.fields(technique.Config):
         if field.name in taken:
             raise ValueError(f'--method={name}: its flag --{field.name} exists already: rename the '
-                             'field of '
-                             f'{name}.py\'s Config')
+                             f'field of {name}.py\'s Config')
     return technique
 
 
@@ -80,8 +78,9 @@ class Combined:
             return getattr(self.technique, name)
         return getattr(self.file, name)
 
-    def Model(self, config):
-        """The model of the model file, whose forward is the technique's."""
+    def Model(self, config):                 # named after the class that it stands for
+        """The model file's model, whose forward is the technique's. Its class is made here,
+        because its base is the model file's Model."""
         model = self.file.Model(config)
         technique = self.technique
 

@@ -1,7 +1,7 @@
 """Model files: the protocol that each follows, how one is found, and what lib/ adds to it.
 
-A model file (`cp gpt.py mine.py; python train.py --model=mine`) imports torch and numpy alone and
-defines
+A model file (`cp gpt.py mine.py; python train.py --model=mine`) needs nothing but torch and numpy
+to train on text. It defines
 
     Config      a dataclass of int, float, bool and str fields; the comment behind a field is its
                 --help
@@ -17,8 +17,8 @@ defines
 
 It may also define
 
-    recipe, recipes     what this file, and what a preset, trains best with: fields of train.py's
-                        Config and of its own
+    recipe, recipes     recommended settings, for all presets and by preset: fields of train.py's
+                        Config and of its own. recipe may name the preset of the default run
     finetune            the same for a start from given weights (--init_from)
     kinds               the kinds of data that it has heads for; default ('text',)
     family              which tables of lib/ fit its Model: Hugging Face's layout, what is shown.
@@ -51,8 +51,8 @@ from data.files import untrusted
 from lib.words import nearest
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of the scripts
-ROWS = dict(labelled='tasks', tagged='tasks', qa='tasks', choice='tasks', instruct='chat',
-            pairs='pairs')
+ROW_MODULES = dict(labelled='tasks', tagged='tasks', qa='tasks', choice='tasks', instruct='chat',
+                   pairs='pairs')
 
 
 def scripts_with(start):
@@ -77,8 +77,7 @@ def import_script(name, flag, others):
     exists = any(os.path.exists(os.path.join(folder, name + '.py')) for folder in folders)
     if not name.isidentifier() or not exists:
         raise ValueError(f'--{flag}={name}: no file {name}.py here; {flag} files: '
-                         f'{", ".join(others)}'
-                         f'{nearest(name, others)}')
+                         f'{", ".join(others)}{nearest(name, others)}')
     return importlib.import_module(name)
 
 
@@ -106,8 +105,7 @@ def typed(cls, values, path):
     for name, value in values.items():
         if not fits(value, type(defaults[name])):
             raise ValueError(f'{path}: it says {name}={str(value)[:60]!r}; expected '
-                             f'{type(defaults[name]).__name__}, '
-                             f'as {defaults[name]!r}')
+                             f'{type(defaults[name]).__name__}, as {defaults[name]!r}')
     with untrusted(path):
         return cls(**values)
 
@@ -124,28 +122,32 @@ def fits(value, kind):
     return isinstance(value, kind)
 
 
-# what a model file need not define: the lookups
+# lookups of what a model file need not define itself
 
 def rows_of(file, kind):
     """The module that turns examples of a kind into rows and rows into arrays: the model file
     itself if it defines encode, else one of lib/. It has
 
-        encode(example, tokenizer, config) -> list of dicts, the rows of an example collate(rows,
-        config) -> arrays, what Model.forward takes predict(model, arrays, rows, tokenizer) -> list
-        of dicts, a row each: index, prediction, score
+        encode(example, tokenizer, config) -> list of dicts, the rows of an example
+        collate(rows, config) -> arrays, what Model.forward takes
+        predict(model, arrays, rows, tokenizer) -> list of dicts, one a row: index, prediction,
+                                                   score
     """
     if hasattr(file, 'encode'):
         return file
-    return importlib.import_module('lib.' + ROWS[kind])
+    return importlib.import_module('lib.' + ROW_MODULES[kind])
 
 
 def make_batch(file, draw, config, rng):
     """The arrays of one micro-batch: the model file's objective of running text, or rows of
     examples."""
     kind = getattr(config, 'kind', 'text')
-    if kind == 'text' or hasattr(file, 'encode'):
+    if kind == 'text':
         return file.batch(draw, config, rng)
-    return rows_of(file, kind).collate(draw.examples(), config)
+    rows = rows_of(file, kind)
+    if not hasattr(rows, 'collate'):         # a model file whose batch does both
+        return file.batch(draw, config, rng)
+    return rows.collate(draw.examples(), config)
 
 
 def show_of(file):

@@ -15,6 +15,9 @@ from lib.device import attention_backend, out_of_memory
 from lib.optim import whole
 
 
+CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')      # of torch.compile
+
+
 def shard(model, device, world_size):
     """FSDP2: spreads weights, gradients and optimizer states over the ranks, block by block."""
     from torch.distributed.fsdp import fully_shard
@@ -27,40 +30,41 @@ def shard(model, device, world_size):
 
 
 class Net:
-    """net(*arrays, totals=...) is the forward pass that trains. `model` stays the plain module."""
+    """The model while it trains. net(*arrays, totals=...) is the forward pass with gradients.
 
-    def __init__(self, model, config, device, dtype, world_size, compiled, make_optimizers,
-                 distribute):
-        """config: train.py's Config. compiled: the model through torch.compile, or the model
-        itself. make_optimizers(model, config) -> optimizers, distribute(module, device) -> DDP:
-        train.py's."""
-        self.model = model
-        self.config = config
-        self.device = device
-        self.dtype = dtype
-        self.world_size = world_size
-        self.fast = compiled                             # without DDP: for evaluation
+    model           the plain module
+    compiled        the same through torch.compile, or the plain module: evaluation runs it
+    train_module    that in DDP, where there are several ranks and no shards: training runs it
+    """
+
+    def __init__(self, run, compiled, make_optimizers, distribute):
+        """run: train.Run. make_optimizers(model, config) -> optimizers and distribute(module,
+        device) -> DDP are handed in, so that train.py shows them."""
+        self.model = run.model
+        self.config = run.config
+        self.device = run.device
+        self.dtype = run.dtype
+        self.world_size = run.world_size
+        self.compiled = compiled
         self.make_optimizers = make_optimizers
         self.distribute = distribute
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        # reduce-overhead, max-autotune: CUDA graphs
-        self.graphs = compiled is not model and '-' in config.compile
-        self.shards = [module for module in model.modules() if hasattr(module, 'unshard')]
+        self.optimizers = []
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.graphs = self.config.compile in CUDA_GRAPH_MODES
+        self.shards = [module for module in self.model.modules() if hasattr(module, 'unshard')]
 
     # ---- what trains
 
     def begin_stage(self, step):
-        """Tells the model the number of the step. Where other parameters train from here on, or at
-        the start, the optimizers and DDP are made anew. -> whether the model has begun another
-        stage."""
-        before_step = getattr(self.model, 'before_step', lambda step: False)
-        is_new = before_step(step)
-        if is_new or not hasattr(self, 'optimizers'):
-            # first: DDP must see what is frozen
+        """Tells the model the number of the step -> whether another stage begins, in which other
+        parameters train. Then, and at the start, optimizers and DDP are made anew."""
+        is_new = hasattr(self.model, 'before_step') and self.model.before_step(step)
+        if is_new or not self.optimizers:
+            # first the optimizers, which freeze what does not train: DDP must see that
             self.optimizers = self.make_optimizers(self.model, self.config)
-            self.train_module = self.fast
+            self.train_module = self.compiled
             if self.world_size > 1 and not self.config.shard:
-                self.train_module = self.distribute(self.fast, self.device)
+                self.train_module = self.distribute(self.compiled, self.device)
         return is_new
 
     def resume(self, saved, is_new_stage):
@@ -87,13 +91,13 @@ class Net:
                     self.evaluate(batch, totals)
             self.model.train()
         except Exception as e:
-            compiled = self.fast is not self.model
-            may_fall_back = self.config.compile == 'auto' and compiled and self.world_size == 1
+            is_compiled = self.compiled is not self.model
+            may_fall_back = self.config.compile == 'auto' and is_compiled and self.world_size == 1
             if not may_fall_back or out_of_memory(e):
                 raise
             log.say(f'torch.compile failed, going on without it (slower): {type(e).__name__}: '
                     f'{first_line(e)[:150]}')
-            self.fast = self.model
+            self.compiled = self.model
             self.train_module = self.model
         for parameter in self.model.parameters():
             parameter.grad = None
@@ -121,12 +125,12 @@ class Net:
             return self.model(*arrays, totals=totals)
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        return self.fast(*arrays, totals=totals)
+        return self.compiled(*arrays, totals=totals)
 
     @contextlib.contextmanager
     def whole_weights(self):
-        """Sharded weights in one piece on every rank, for what calls more of the model than
-        forward()."""
+        """Sharded weights in one piece on every rank, for code that calls methods of the model
+        other than forward()."""
         for module in self.shards:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
@@ -144,11 +148,11 @@ class Net:
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def gradients_of(self, is_last):
+    def sync_gradients(self, is_last):
         """The context of one micro-batch: the ranks exchange gradients in the last one alone."""
         if self.config.shard:
             self.model.set_requires_gradient_sync(is_last)
-        if is_last or self.train_module is self.fast:
+        if is_last or self.train_module is self.compiled:
             return contextlib.nullcontext()
         return self.train_module.no_sync()
 
@@ -172,7 +176,7 @@ class Net:
                 group['lr'] = group['peak'] * share * (step >= group['start'])
 
     def step(self, update=True):
-        """One update of the weights, unless it is left out, and no gradients afterwards."""
+        """Updates the weights, unless update=False, and clears the gradients."""
         if update:
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
@@ -181,13 +185,13 @@ class Net:
             optimizer.zero_grad(set_to_none=not self.graphs)
 
 
-def attention_kernel(setup, arrays):
+def attention_kernel(run, arrays):
     """The name of the kernel that attention runs on. With gradients, because some kernels refuse
     them."""
     def forward():
-        setup.model(*[array[:1] for array in arrays])
+        run.model(*[array[:1] for array in arrays])
 
-    if setup.dtype == torch.float32:
+    if run.dtype == torch.float32:
         return attention_backend(forward)
-    with torch.autocast(setup.device.type, setup.dtype):
+    with torch.autocast(run.device.type, run.dtype):
         return attention_backend(forward)

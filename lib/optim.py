@@ -135,8 +135,7 @@ def freeze(model, config):
     top = max(depths.values())
     if (config.freeze or config.unfreeze_interval or config.layer_decay != 1) and not top:
         raise ValueError('--freeze, --unfreeze_interval and --layer_decay need a Model that has '
-                         'depth_of(name), as '
-                         'those of bert.py and electra.py: leave them out')
+                         'depth_of(name), as those of bert.py and electra.py: leave them out')
     if config.freeze and not 0 < config.freeze < top:
         raise ValueError(f'--freeze={config.freeze}: the model has {top - 1} layers; expected 1 to '
                          f'{top - 1}')

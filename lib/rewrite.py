@@ -28,8 +28,7 @@ def write(model, tokenizer, config):
     eot = model.config.eot_id
     began = time.perf_counter()
     if config.metric and config.metric not in metrics.metrics:
-        raise ValueError(f'--metric={config.metric}: '
-                         f'expected one of {", ".join(metrics.metrics)}')
+        raise ValueError(f'--metric={config.metric}: expected one of {", ".join(metrics.metrics)}')
     columns = Columns(('input', 'target') if config.metric else ('input',))
     examples = read_examples('prompt', config.prompt, columns, bare_path=False)
     names = {i: name for name, i in {**tokenizer.added, **tokenizer.special}.items()}

@@ -10,21 +10,22 @@ from lib.checkpoint import save_checkpoint
 from lib.export import export_hf
 
 
-def save(setup, net, progress, log, name):
+def save(run, net, progress, log, name):
     """Writes a checkpoint into out_dir. -> whether that went well; a full disk does not end the
     run."""
-    config = setup.config
-    model = setup.model
-    state = {name: value for name, value in dataclasses.asdict(progress).items() if name != 'saved'}
-    with open(setup.file.__file__, encoding='utf-8') as f:
+    config = run.config
+    model = run.model
+    state = dataclasses.asdict(progress)
+    del state['saved_step']
+    with open(run.file.__file__, encoding='utf-8') as f:
         state['source'] = f.read()
-    state |= dict(config=setup.model_values, train=dataclasses.asdict(config),
-                  scaler=net.scaler.state_dict(), data=setup.meta['sha256'],
-                  model_name=setup.file.__name__, base=setup.base,
-                  tokenizer=setup.tokenizer.dumps() if setup.tokenizer else '',
-                  columns=setup.columns)
+    state |= dict(config=run.model_values, train=dataclasses.asdict(config),
+                  scaler=net.scaler.state_dict(), data=run.meta['sha256'],
+                  model_name=run.file.__name__, base=run.base,
+                  tokenizer=run.tokenizer.dumps() if run.tokenizer else '',
+                  columns=run.columns)
     if config.method:
-        state['method'] = dataclasses.asdict(setup.file.settings)
+        state['method'] = dataclasses.asdict(run.file.settings)
     weights = model.state_dict()
     if hasattr(model, 'lora'):
         weights = lora.state(model)
@@ -32,7 +33,7 @@ def save(setup, net, progress, log, name):
     path = os.path.join(config.out_dir, name)
     optimizers = net.optimizers if name == 'ckpt.pt' else []
     try:
-        save_checkpoint(path, model, optimizers, weights, setup.rank, **state)
+        save_checkpoint(path, model, optimizers, weights, run.rank, **state)
     except OSError as e:
         log.say(f'could not write {path} ({e}); an earlier one is kept. Free some space: the run '
                 'goes on')
@@ -40,38 +41,37 @@ def save(setup, net, progress, log, name):
     return True
 
 
-def save_predictions(setup):
+def save_predictions(run):
     """Writes the predictions of the best evaluation to predictions.jsonl. A full disk does not end
     the run."""
-    if setup.rank == 0 and setup.evaluate.predictions:
-        lines = [json.dumps(prediction) + '\n' for prediction in setup.evaluate.predictions]
-        path = os.path.join(setup.config.out_dir, 'predictions.jsonl')
+    if run.rank == 0 and run.evaluations.predictions:
+        lines = [json.dumps(prediction) + '\n' for prediction in run.evaluations.predictions]
+        path = os.path.join(run.config.out_dir, 'predictions.jsonl')
         with contextlib.suppress(OSError):
             files.write_atomic(path, lambda f: f.write(''.join(lines).encode()))
 
 
-def save_adapter(setup, net, progress, log):
+def save_adapter(run, net, progress, log):
     """Writes an adapter as peft's files and, with --merge, in plain weights. An export gets it
     merged as well."""
-    config = setup.config
-    if setup.rank == 0:
-        has_peft_names = lora.save(setup.model, config.out_dir)
+    config = run.config
+    if run.rank == 0:
+        has_peft_names = lora.save(run.model, config.out_dir)
         if config.adapter == 'lora' and not has_peft_names:
             log.say('adapter_model.safetensors has our own names: transformers or peft has nothing '
                     'like this model')
     if config.merge or config.export_hf:
-        lora.merge(setup.model, unload=True)
+        lora.merge(run.model, unload=True)
     if config.merge:
-        save(setup, net, progress, log, 'merged.pt')
+        save(run, net, progress, log, 'merged.pt')
 
 
-def export(setup, log):
+def export(run, log):
     """Writes the folder that --export_hf names."""
-    config = setup.config
+    config = run.config
     if config.shard:
-        log.say('sharded weights are exported from the checkpoint: '
-                f'python train.py --init_from={config.out_dir} --max_iters=0 '
-                f'--export_hf={config.export_hf}')
+        log.say('sharded weights are exported from the checkpoint: python train.py '
+                f'--init_from={config.out_dir} --max_iters=0 --export_hf={config.export_hf}')
         return
-    export_hf(setup.file, setup.model, setup.tokenizer, config.export_hf)
+    export_hf(run.file, run.model, run.tokenizer, config.export_hf)
     log.say(f'Hugging Face folder: {config.export_hf}')

@@ -35,8 +35,8 @@ class Meter:
     RECENT = 50         # logged losses that a jump is held against
     FEW = 10            # with fewer of them nothing is called a jump
 
-    def __init__(self, setup, progress):
-        self.setup = setup
+    def __init__(self, run, progress):
+        self.run = run
         self.recent = []
         self.reset(progress)
 
@@ -57,42 +57,48 @@ class Meter:
 
     def row(self, progress, lr):
         """The metrics of the steps since the last reset. lr: the learning rate of the last step."""
-        setup = self.setup
+        run = self.run
         sums = self.sums.cpu()
-        if setup.world_size > 1:
+        if run.world_size > 1:
             dist.all_reduce(sums)
         steps = progress.step - self.step
         seconds = progress.train_seconds - self.seconds
         updates = steps - (progress.skipped - self.skipped)
         loss, *stats = (sums / updates).tolist()
-        rows_per_second = steps * setup.config.batch_size / seconds
+        rows_per_second = steps * run.config.batch_size / seconds
         row = dict(step=progress.step, tokens=progress.tokens,
                    train_seconds=round(progress.train_seconds, 3), train_loss=loss)
-        for name, value in setup.feed.summary(dict(zip(self.names, stats))).items():
+        for name, value in run.feed.summary(dict(zip(self.names, stats))).items():
             row['train_' + name] = value
         row |= dict(lr=lr, grad_norm=self.grad_norm.item(),
-                    tokens_per_second=round(rows_per_second * setup.tokens_per_row, 1),
-                    peak_memory_mb=round(peak_memory(setup.device), 1))
-        if setup.flops_per_row and setup.peak_flops:
-            row['mfu'] = setup.flops_per_row * rows_per_second / setup.peak_flops / setup.world_size
+                    tokens_per_second=round(rows_per_second * run.tokens_per_row, 1),
+                    peak_memory_mb=round(peak_memory(run.device), 1))
+        if run.flops_per_row and run.peak_flops:
+            row['mfu'] = run.flops_per_row * rows_per_second / run.peak_flops / run.world_size
         if progress.skipped:
             row['skipped'] = progress.skipped
         return row
 
     def seconds_left(self, progress):
         """An estimate, by the speed since the last reset."""
-        config = self.setup.config
+        config = self.run.config
         per_step = (progress.train_seconds - self.seconds) / (progress.step - self.step)
         left = (config.max_iters - progress.step) * per_step
         return min(left, config.time_limit - progress.train_seconds) if config.time_limit else left
 
+    def forget(self):
+        """The loss is another one now."""
+        self.recent = []
+
     def jump(self, loss):
         """Remembers a logged loss. -> the usual loss if this one lies far above it, else None."""
-        usual = statistics.mean(self.recent or [loss])
-        spread = statistics.pstdev(self.recent or [loss])
-        is_jump = len(self.recent) >= self.FEW and loss > usual + max(5 * spread, 0.1 * abs(usual))
-        self.recent = self.recent[1 - self.RECENT:] + [loss]
-        return usual if is_jump else None
+        recent = self.recent
+        self.recent = recent[1 - self.RECENT:] + [loss]
+        if len(recent) < self.FEW:
+            return None
+        usual = statistics.mean(recent)
+        margin = max(5 * statistics.pstdev(recent), 0.1 * abs(usual))
+        return usual if loss > usual + margin else None
 
 
 class FiniteWatch:
@@ -100,49 +106,52 @@ class FiniteWatch:
     --skip_nonfinite the update is left out, and ten such steps in a row end the run."""
     PATIENCE = 10
 
-    def __init__(self, setup, progress, log):
-        self.setup = setup
+    def __init__(self, run, progress, log):
+        self.run = run
         self.progress = progress
         self.log = log
         # on the device: the host does not wait for it
-        self.first_bad = torch.tensor(-1, device=setup.device)
+        self.first_bad = torch.tensor(-1, device=run.device)
         self.in_a_row = 0
 
-    def is_good(self, loss, grad_norm, scaled):
-        """Whether the update of this step may be made. loss, grad_norm: tensors on the device.
-        scaled: the scaler of fp16 looks after infinite gradients itself."""
-        config = self.setup.config
+    def check_step(self, loss, grad_norm, scaled):
+        """Looks at one step -> whether its update may be made. With --skip_nonfinite it counts and
+        logs the updates that are left out, and the ranks agree; else a bad step is remembered for
+        check(), which on a CPU comes at once.
+
+        loss, grad_norm: tensors on the device. scaled: the scaler of fp16 looks after infinite
+        gradients itself.
+        """
+        config = self.run.config
         finite = torch.isfinite(loss)
         if not scaled:
             finite = finite & torch.isfinite(grad_norm)
         bad = ~finite
-        # on all ranks alike; here the host waits for the device
-        if config.skip_nonfinite:
-            if self.setup.world_size > 1:
+        if config.skip_nonfinite:            # here the host waits for the device
+            if self.run.world_size > 1:
                 bad = bad.int()
                 dist.all_reduce(bad, dist.ReduceOp.MAX)
             self.in_a_row = self.in_a_row + 1 if bad else 0
             if self.in_a_row:
                 self.progress.skipped += 1
                 self.log.say(f'step {self.progress.step}: the loss or gradient is not finite, no '
-                             'update '
-                             f'({self.progress.skipped} skipped so far)')
+                             f'update ({self.progress.skipped} skipped so far)')
         if self.in_a_row == self.PATIENCE or not config.skip_nonfinite:
             is_first = (bad > 0) & (self.first_bad < 0)
             self.first_bad = torch.where(is_first, self.progress.step, self.first_bad)
-            if self.setup.device.type == 'cpu' or self.in_a_row:
+            if self.run.device.type == 'cpu' or self.in_a_row:
                 self.check()
         return not self.in_a_row
 
     def check(self):
         """Raises FloatingPointError if a step since the last check was not finite."""
-        if self.setup.world_size > 1:
+        if self.run.world_size > 1:
             dist.all_reduce(self.first_bad, dist.ReduceOp.MAX)       # the loss is each rank's own
         step = int(self.first_bad)
         if step < 0:
             return
-        config = self.setup.config
-        saved = self.progress.saved
+        config = self.run.config
+        saved = self.progress.saved_step
         good = f'{config.out_dir}/ckpt.pt of step {saved}' if saved >= 0 else 'none'
         advice = 'lower --learning_rate or raise --warmup_iters'
         if saved >= 0:
@@ -150,7 +159,5 @@ class FiniteWatch:
         if self.progress.skipped:
             advice += f' ({self.progress.skipped} updates were skipped)'
         raise FloatingPointError(f'the loss or gradient of step {step} is not finite (learning '
-                                 'rate '
-                                 f'{self.setup.learning_rate(step):.3g}); the last good checkpoint '
-                                 f'is {good}: '
-                                 f'{advice}')
+                                 f'rate {self.run.learning_rate(step):.3g}); the last good '
+                                 f'checkpoint is {good}: {advice}')

@@ -255,9 +255,8 @@ def refuse_too_large(model):
     have = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     if need > have:
         raise ValueError(f'{need / 4e9:,.1f} G parameters take {need / 1e9:,.0f} GB, this machine '
-                         'has '
-                         f'{have / 1e9:,.0f} GB of memory: lower --n_embd, --n_layer or the size '
-                         'of the vocabulary')
+                         f'has {have / 1e9:,.0f} GB of memory: lower --n_embd, --n_layer or the '
+                         'size of the vocabulary')
 
 
 def first_positions(weights, model, block_size):
@@ -300,10 +299,8 @@ def open_weights(config, file, flags, values, saved):
     source, given, weights, tokenizer = load_parts(config.init_from)
     if getattr(weights, 'adapter', None):
         raise ValueError(f'--init_from={config.init_from} is an adapter '
-                         f'({weights.adapter["kind"]}) that no '
-                         f'plain weights can hold: --resume --out_dir={config.init_from} goes on '
-                         'with it, '
-                         'or start from its base')
+                         f'({weights.adapter["kind"]}) that no plain weights can hold: --resume '
+                         f'--out_dir={config.init_from} goes on with it, or start from its base')
     # a fork starts from its parent's weights, if it has its fields
     if source is not source_file(file):
         fields = {field.name for field in dataclasses.fields(file.Config)}
@@ -311,11 +308,9 @@ def open_weights(config, file, flags, values, saved):
         lacks = [name for name in had if name not in fields]
         if lacks:
             raise ValueError(f'--init_from={config.init_from} holds a model of '
-                             f'{source.__name__}.py, '
-                             f'not of --model={config.model}, whose Config has no '
-                             f'{lacks[0]}{further(lacks)}: '
-                             f'leave out --model, or keep the fields of {source.__name__}.py in a '
-                             'fork of it')
+                             f'{source.__name__}.py, not of --model={config.model}, whose Config '
+                             f'has no {lacks[0]}{further(lacks)}: leave out --model, or keep the '
+                             f'fields of {source.__name__}.py in a fork of it')
         given = typed(file.Config, had, config.init_from)
     own = {field.name for field in dataclasses.fields(file.Config)} - {'vocab_size'}
     wanted = {**getattr(file, 'finetune', {}), **flags}
@@ -324,21 +319,27 @@ def open_weights(config, file, flags, values, saved):
     return values, None if config.new_weights else weights, tokenizer, config.init_from
 
 
-def is_new_task(values, fields, saved):
-    """Whether given weights meet another kind of data or other classes than they were trained on.
-    values: of their Config. fields: what the data says of them. saved: the checkpoint to resume."""
-    if saved:
-        return 'lora' in saved
-    return any(values.get(name, fields[name]) != fields[name] for name in ('kind', 'n_labels'))
+def make_model(file, model_config, config, weights, origin, checkpoint, new_task):
+    """The model that a run trains, on the CPU -> the model, and the names of its parts that start
+    anew because the given weights have none that fit.
 
-
-def heads_that_start_anew(model, weights):
-    """The parts of a model that given weights lack or have in another shape."""
-    heads = set()
-    for key, tensor in model.state_dict().items():
-        if key not in weights or tensor.shape != weights[key].shape:
-            heads.add(key.split('.')[0])
-    return sorted(heads)
+    config: train.py's. checkpoint: the one to resume, or {}.
+    """
+    model = build_model(file, model_config, weights, origin, config.seed, new_task)
+    new_heads = set()
+    if new_task:
+        for key, tensor in model.state_dict().items():
+            if key not in weights or tensor.shape != weights[key].shape:
+                new_heads.add(key.split('.')[0])
+    new_heads = sorted(new_heads)
+    if config.adapter:                       # on the CPU: the same first numbers on every device
+        add_adapter(model, config, weights, checkpoint, new_heads)
+    if hasattr(file, 'prepare'):
+        file.prepare(model, config)
+    if config.shard and getattr(model_config, 'generator_steps', 0):
+        raise ValueError('--shard and --generator_steps do not go together: '
+                         'FSDP2 settles which weights train once and for all')
+    return model, new_heads
 
 
 def add_adapter(model, config, weights, saved, new_heads):

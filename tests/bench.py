@@ -210,8 +210,8 @@ def race(args, what, unit, work, sides, flops=0, exact=False, goal=0):
     if names[0] in failed: raise RuntimeError(f'{what}: {names[0]}: {failed[names[0]]}')
     names, notes = [s for s in names if s not in failed], {}
     if cuda and args.dtype == 'bfloat16':
-        import train
-        top = next((v for k, v in train.PEAK.items() if k in environment(args.device)['hardware']), 0)
+        from lib.device import PEAK
+        top = next((v for k, v in PEAK.items() if k in environment(args.device)['hardware']), 0)
     for s in names:
         seconds, a, b = statistics.median(r['seconds'] for r in rounds[s]), first[names[0]]['value'], first[s]['value']
         notes[s] = dict(peak_gb=round(rounds[s][-1]['peak'], 3), first_step_s=round(first[s]['first'], 1))
@@ -261,7 +261,8 @@ USUAL = {  # the sizes of a race without --size, the first one alone with --quic
 
 def pick(args, family):
     "-> model file, Config, rows, name of the size"
-    import train
+    from lib.flags import value_of
+    from lib.words import nearest
     if args.size not in SIZES[family]:
         raise ValueError(f'--size={args.size}: {family} has {", ".join(SIZES[family])}')
     file = importlib.import_module({'lora': 'gpt', 'sample': 'gpt'}.get(family, family))
@@ -272,8 +273,8 @@ def pick(args, family):
     for pair in filter(None, args.set.split(',')):
         name, eq, value = pair.partition('=')
         if not eq or name not in kinds:
-            raise ValueError(f'--set={pair}: expected FIELD=VALUE of {file.__name__}.py{train.nearest(name, kinds)}')
-        fields[name] = train.value_of(name, kinds[name], value)
+            raise ValueError(f'--set={pair}: expected FIELD=VALUE of {file.__name__}.py{nearest(name, kinds)}')
+        fields[name] = value_of(name, kinds[name], value)
     return file, file.Config(**fields), args.rows or rows[cuda], args.size + f' {args.set}' * bool(args.set)
 
 def random_rows(vocab_size, rows, step=0, corpus={}):
@@ -326,7 +327,8 @@ def twin(file, config, to_hf='to_hf'):
 def stepper(args, device, model, optimizer, inputs, compiled, loss_of):
     """-> step(): forward, backward, update; returns the loss. step.attention(): the kernel in use. compiled: False, True
     or 'reduce-overhead', which is CUDA graphs: as train.py then, gradients keep their memory"""
-    import torch, train
+    import torch
+    from lib.device import attention_backend
     dtype, mode = getattr(torch, args.dtype), compiled if isinstance(compiled, str) else None
     net = torch.compile(model.train(), mode=mode) if compiled else model.train()
     for p in model.parameters() if mode else (): p.grad = torch.zeros_like(p) if p.requires_grad else None
@@ -339,7 +341,7 @@ def stepper(args, device, model, optimizer, inputs, compiled, loss_of):
         loss.backward(); optimizer.step(); optimizer.zero_grad(set_to_none=not mode)
         return loss.detach()
     def attention():
-        with cast(): return train.attention_backend(lambda: call(model))
+        with cast(): return attention_backend(lambda: call(model))
     if device.type == 'cuda': step.attention = attention
     return step
 
@@ -664,13 +666,13 @@ def train_run(launch, flags):
 
 def split_command(words):
     "[python or torchrun ..., train.py,] flags -> what starts train.py, its flags as {name: text or None}"
-    import train
+    from lib.flags import split_flags
     at = next((i for i, word in enumerate(words) if os.path.basename(word) == 'train.py'), -1)
     if not words or at < 0 and not words[0].startswith('--'):
         raise ValueError(f'the command {shlex.join(words)!r}: expected bench.py speedrun -- python train.py FLAGS')
     launch = [sys.executable if w in ('python', 'python3') else w for w in words[:max(at, 0)]] or [sys.executable]
     if not shutil.which(launch[0]): raise ValueError(f'the command {shlex.join(words)!r}: there is no {launch[0]}')
-    return launch, train.split_flags(words[at + 1:])
+    return launch, split_flags(words[at + 1:])
 
 def p_under(losses, target):
     "one-sided t-test: how likely is a mean this low, if the true one is the target?"
@@ -678,11 +680,11 @@ def p_under(losses, target):
     return float(stats.ttest_1samp(losses, target, alternative='less').pvalue) if len(losses) > 1 else math.nan
 
 def bench_speedrun(args):
-    import train
+    from lib.flags import value_of
     seeds, runs, (launch, given) = range(args.first_seed, args.first_seed + args.seeds), [], split_command(args.rest)
     for name in {'seed', 'out_dir'} & {*given}:
         raise ValueError(f'--{name}: speedrun sets it; --seeds=N and --first_seed=N stand before the --')
-    target = train.value_of('target_val_loss', float, given.pop('target_val_loss', 'nan'))
+    target = value_of('target_val_loss', float, given.pop('target_val_loss', 'nan'))
     flags, model = ([f'--{k}' if v is None else f'--{k}={v}' for k, v in given.items()], given.get('model') or 'gpt')
     if given.get('eval_iters') not in (None, '0'):
         print(f'--eval_iters={given["eval_iters"]}: the validation set is no longer the one that the preset has')

@@ -23,6 +23,7 @@ import train
 from data import text
 from lib import models
 from test_lora import LLAMA, build, far, logits, near, tokens
+from data.rows import validation
 
 test_lora.FAMILIES['electra'] = electra, dict(dropout=0.0, attention_dropout=0.0, objective='mlm')
 MINDS = ('gpt2', 'llama', 'bert', 'electra', 't5')
@@ -416,7 +417,7 @@ def test_each_kind_is_trained_resumed_and_opened(family, data, kind, bases, tmp_
     # the loss that the run reported, from the opened model: the same rows through the trainer's own evaluation
     file = sys.modules[type(model).__module__]
     encode = lambda e: models.rows_of(file, model.config.kind).encode(e, tokenizer, model.config)
-    (title, (rows, m)), = train.validation(text.open_meta(flags[1][7:]), 1337, encode).items()
+    (title, (rows, m)), = validation(text.open_meta(flags[1][7:]), 1337, encode).items()
     look = train.Evaluation(train.Feed(file, model.config, rows, torch.device('cpu'), tokenizer), 4, 3, m, 0, 1)
     net = types.SimpleNamespace(model=model, autocast=contextlib.nullcontext, whole_weights=contextlib.nullcontext,
                                 evaluate=lambda arrays, totals, full_size: model(*arrays, totals=totals))

@@ -10,6 +10,8 @@ import bert, bpe, train
 from lib import masking, models, spanbert, tasks
 from data.rows import Random, keyed
 from lib.models import layout_of
+from lib.export import export_hf
+from lib.weights import build_model
 
 tf = pytest.importorskip('transformers')
 tf.logging.set_verbosity_error()
@@ -112,7 +114,7 @@ def test_transformers_both_ways(name, head, tmp_path):
         assert got.shape == hf_result(want, real, head).shape and (got - hf_result(want, real, head)).abs().max() < 1e-4
         if head == 'ForPreTraining': assert (model.pair_logits(x) - want[1]).abs().max() < 1e-4
         if head == 'Model' and model.config.kind == 'pooled': assert (model.pooled(x) - want.pooler_output).abs().max() < 1e-4
-        train.export_hf(bert, model, None, str(tmp_path / 'b'))
+        export_hf(bert, model, None, str(tmp_path / 'b'))
         again, info = type(hf).from_pretrained(tmp_path / 'b', output_loading_info=True)
         assert not any(info.values()), info
         again = again.eval()(**theirs)
@@ -180,7 +182,7 @@ def test_our_own_go_to_transformers(tmp_path):
     ids = torch.randint(5, 99, (2, 13), generator=torch.Generator().manual_seed(0))
     for changes in (dict(masking='span', sbo=True, vocab_multiple=16), MODERN, dict(position_offset=2, n_segments=1, pad_id=1), dict(n_segments=0, pooler='relu')):
         model = model_of(small(**changes))
-        train.export_hf(bert, model, None, str(tmp_path / 'x'))
+        export_hf(bert, model, None, str(tmp_path / 'x'))
         hf = tf.AutoModelForMaskedLM.from_pretrained(tmp_path / 'x').eval()
         assert (hf(ids).logits - model.logits(ids)).abs().max() < 1e-4
     for changes, message in ((dict(gated=True), 'gated=True'), (dict(positions='sinusoidal'), 'sinusoidal'), (dict(bias=False), 'no bias in attention'), (dict(mlm_transform=False), 'mlm_transform'),
@@ -670,7 +672,7 @@ def test_long_contexts_go_into_overlapping_windows(tokenizer):
 def test_a_new_head_on_old_weights(tokenizer):
     """What the trainer keeps, what it starts anew, what it refuses."""
     old = model_of(small(sentences='nsp'))
-    onto = lambda **changes: train.build_model(bert, small(**changes), dict(old.state_dict()), 'old', 7, new_task=True)
+    onto = lambda **changes: build_model(bert, small(**changes), dict(old.state_dict()), 'old', 7, new_task=True)
     new = onto(kind='labelled', n_labels=4, block_size=20)
     torch.manual_seed(7)
     fresh = bert.Model(small(kind='labelled', n_labels=4, block_size=20)).classifier.weight

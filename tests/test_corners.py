@@ -353,7 +353,8 @@ import torch, train, gpt
 from lib import device, weights
 assert device.peak_memory(torch.device('cpu')) == 300.0
 weights.refuse_too_large(gpt.Model(gpt.Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9, block_size=8)))
-print(len(train.SIGNALS) if hasattr(train, 'SIGNALS') else 2)
+from lib.launch import SIGNALS
+print(len(SIGNALS))
 '''
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
     assert r.returncode == 0 and r.stdout.strip() == '2', r.stderr

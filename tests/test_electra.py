@@ -11,6 +11,8 @@ from data import files
 from data.rows import Random, keyed
 from lib import flops, models, tasks
 from lib.models import layout_of
+from lib.export import export_hf
+from lib.weights import build_model
 
 tf = pytest.importorskip('transformers')
 tf.logging.set_verbosity_error()
@@ -504,7 +506,7 @@ def test_transformers_both_ways(head, width, tmp_path):
         got = model.hidden(*ours)[real] if head == 'Model' else model.logits(*ours)
         if head not in ('ForSequenceClassification', 'ForMultipleChoice', 'Model'): got = got[real]
         assert got.shape == want.shape and (got - want).abs().max() < 1e-4
-        train.export_hf(electra, model, None, str(tmp_path / 'b'))
+        export_hf(electra, model, None, str(tmp_path / 'b'))
         again, info = type(hf).from_pretrained(tmp_path / 'b', output_loading_info=True)
         assert not any(info.values()), info
         assert (hf_result(again.eval()(**theirs), real, head) - want).abs().max() < 1e-4
@@ -520,7 +522,7 @@ def test_two_models_go_and_come_back(name, tmp_path):
     """Discriminator and generator in transformers give our logits; read together they are the model that was written."""
     config = small(**OBJECTIVES[name])
     model, ids = model_of(config), torch.randint(5, 99, (2, 13))
-    train.export_hf(electra, model, None, str(tmp_path))
+    export_hf(electra, model, None, str(tmp_path))
     with torch.no_grad():
         generator = tf.AutoModelForMaskedLM.from_pretrained(tmp_path / 'generator').eval()
         embed = model.embeddings if config.share != 'none' else model.generator.embeddings
@@ -594,7 +596,7 @@ def test_each_kind_learns_its_examples(kind, tokenizer):
     assert n == ({'labelled': 3, 'tagged': 5, 'qa': 4, 'choice': 2}[kind],)
     torch.manual_seed(0)
     old = model_of(ready(tokenizer), spread=0.05).train()
-    model = train.build_model(electra, config, dict(old.state_dict()), 'old', 7, new_task=True)
+    model = build_model(electra, config, dict(old.state_dict()), 'old', 7, new_task=True)
     assert not any(k.startswith(('generator.', 'detector.')) for k in model.state_dict()) and torch.equal(model.encoder.blocks[1].mlp.up.weight, old.encoder.blocks[1].mlp.up.weight)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(90):

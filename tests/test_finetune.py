@@ -11,6 +11,7 @@ import bert, train
 from lib import tasks
 from data import files, text
 from sklearn.metrics import accuracy_score
+from lib.checkpoint import load_checkpoint
 
 TINY = '--model=bert --preset=small --n_layer=3 --n_head=2 --n_embd=24 --n_hidden=40 --block_size=32 --device=cpu --log_interval=2'.split()
 TUNE = '--model=bert --device=cpu --log_interval=2 --eval_interval=5 --max_iters=10 --batch_size=8 --learning_rate=0.003'.split()
@@ -334,7 +335,7 @@ def test_weights_know_their_model_file(pretrained, sums, tmp_path, capsys):
     assert state(out)['model_name'] == 'bert'
     assert 'all 1 steps are warm-up, no learning rate gets to its peak: lower --warmup_iters=3' in capsys.readouterr().out
     os.remove(os.path.join(out, 'ckpt.pt'))
-    with pytest.raises(FileNotFoundError, match=r'best\.pt is there: --init_from=.*best.pt starts from its weights'): train.load_checkpoint(out)
+    with pytest.raises(FileNotFoundError, match=r'best\.pt is there: --init_from=.*best.pt starts from its weights'): load_checkpoint(out)
 
 
 @pytest.mark.parametrize('flags, says', [(['--freeze=9'], '3 layers'), (['--max_iters=-1'], '--max_iters=-1'), (['--eval_interval=-5'], '0 or more'),

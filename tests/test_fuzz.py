@@ -14,6 +14,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import adapters, bert, bpe, electra, gpt, lora, t5, train
 from data import files, openwebtext, reading, supervised, text
 from data.rows import training, validation
+from lib.checkpoint import load_checkpoint
+from lib.export import export_hf
+from lib.models import typed
+from lib.weights import load_parts
 
 MORE = float(os.environ.get('FUZZ', 1))
 COUNT = collections.Counter()                                 # cases, by reader
@@ -138,7 +142,7 @@ def real(tmp_path_factory, corpus):
         models = dict(bert=bert.Model(bert.Config(**TINY, block_size=16)), t5=t5.Model(t5.Config(**TINY, n_hidden=20, block_size=16)),
                       electra=electra.Model(electra.Config(**TINY, block_size=16, generator_size=1.0, embed_dim=12, generator_heads=2)),
                       llama=gpt.Model(gpt.Config(**TINY, block_size=16, norm='rmsnorm', positions='rotary', gated=True, activation='silu', bias=False, tied=False, n_hidden=20)))
-        for name, model in models.items(): train.export_hf(__import__({'llama': 'gpt'}.get(name, name)), model, None, str(root / name))
+        for name, model in models.items(): export_hf(__import__({'llama': 'gpt'}.get(name, name)), model, None, str(root / name))
         model, _ = train.load_model(str(root / 'run'))
         lora.save(lora.wrap(model, 2), str(root / 'peft'))
         model, _ = train.load_model(str(root / 'run'))
@@ -298,7 +302,7 @@ WRONG = dict(model=[], config=[], model_name=5, train=[], tokenizer=5, source=5,
     ids=[*WRONG, *'number list sparse meta complex name claim'.split()])
 def test_what_a_checkpoint_may_hold(change, says, request, tmp_path):
     torch.save(dict(model=dict(a=torch.zeros(3)), config={}, model_name='gpt') | change, tmp_path / 'ckpt.pt')
-    with pytest.raises(ValueError, match=says): train.load_checkpoint(str(tmp_path))
+    with pytest.raises(ValueError, match=says): load_checkpoint(str(tmp_path))
     if 'model' not in change or not isinstance(change['model'], dict): return
     real = request.getfixturevalue('real')
     put(str(tmp_path / 'hf/config.json'), (real / 'gpt/config.json').read_bytes())
@@ -314,9 +318,9 @@ def test_what_a_checkpoint_may_hold(change, says, request, tmp_path):
     (dict(bias=2), "bias='2'; expected bool"), (dict(bias='yes'), "bias='yes'; expected bool"), (dict(dropout=float('nan')), "dropout='nan'; expected float"),
     (dict(positions=5), "positions='5'; expected str"), (dict(n_embd=24, n_head=5), 'x.pt: n_embd=24 is not a multiple')])
 def test_what_a_config_may_say(values, says):
-    with pytest.raises(ValueError, match=says) as e: train.typed(gpt.Config, values, 'x.pt')
+    with pytest.raises(ValueError, match=says) as e: typed(gpt.Config, values, 'x.pt')
     assert str(e.value).startswith('x.pt: ')
-    assert train.typed(gpt.Config, dict(dropout=0, bias=1), 'x.pt') == gpt.Config(dropout=0, bias=True)
+    assert typed(gpt.Config, dict(dropout=0, bias=1), 'x.pt') == gpt.Config(dropout=0, bias=True)
 
 
 def test_what_a_config_json_may_be(tmp_path):
@@ -329,7 +333,7 @@ def test_what_a_config_json_may_be(tmp_path):
 def test_checkpoints_of_hurt_bytes(real, tmp_path):
     rng, path = random.Random(3), str(tmp_path / 'c.pt')
     whole = (real / 'run/best.pt').read_bytes()
-    assert train.load_checkpoint(put(path, whole))['step'] == 2
+    assert load_checkpoint(put(path, whole))['step'] == 2
     for i in range(int(700 * MORE)):
         data = hurt_bytes(whole, rng)
         if i % 2:                                             # the pickle and the directory are a small part of the file
@@ -341,7 +345,7 @@ def test_checkpoints_of_hurt_bytes(real, tmp_path):
                     new.writestr(member.replace('data', '../data') if rng.random() < 0.01 else member,
                                  hurt_bytes(body, rng) if member.endswith('data.pkl') or rng.random() < 0.02 else body)
             data = out.getvalue()
-        holds('checkpoints', lambda: train.load_checkpoint(put(path, data)), len(data), i)
+        holds('checkpoints', lambda: load_checkpoint(put(path, data)), len(data), i)
 
 
 SIZES = [10 ** 9, 10 ** 12, 2 ** 63, -5, 0, 1.5, 'many', None, True, [], float('nan')]
@@ -429,7 +433,7 @@ def test_a_packed_checkpoint_is_not_unpacked(real, tmp_path):
     whole, path = zipfile.ZipFile(real / 'run/best.pt'), str(tmp_path / 'c.pt')
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as new:
         for member in whole.namelist(): new.writestr(member, bytes(400 << 20) if member.endswith('data.pkl') else whole.read(member))
-    assert holds('checkpoints', lambda: train.load_checkpoint(path), os.path.getsize(path)) is None
+    assert holds('checkpoints', lambda: load_checkpoint(path), os.path.getsize(path)) is None
 
 
 # ---------------------------------------------------------------------------------------------------- Hugging Face folders
@@ -581,7 +585,7 @@ def test_any_json(tmp_path_factory, tree):
     folder = tmp_path_factory.getbasetemp() / 'any'
     data = json.dumps(tree).encode()
     for name in ('tokenizer.json', 'meta.json', 'config.json'): put(str(folder / name), data)
-    for call in (lambda: bpe.load(str(folder / 'tokenizer.json')), lambda: text.open_meta(str(folder)), lambda: train.load_parts(str(folder)), lambda: bpe.loads(data.decode())):
+    for call in (lambda: bpe.load(str(folder / 'tokenizer.json')), lambda: text.open_meta(str(folder)), lambda: load_parts(str(folder)), lambda: bpe.loads(data.decode())):
         holds('any json', call, len(data), tree)
 
 

@@ -19,6 +19,7 @@ import train
 from data import files
 from lib import wrapped
 from lib.models import layout_of
+from lib.export import export_hf
 
 LLAMA = dict(positions='rotary', norm='rmsnorm', activation='silu', gated=True, bias=False, n_head=6, n_kv_head=2, head_dim=10, n_hidden=53, tied=False)
 SIZES = dict(vocab_size=99, block_size=37, n_layer=2, n_head=3, n_embd=42)
@@ -321,7 +322,7 @@ def hf():
     transformers, peft = pytest.importorskip('transformers'), pytest.importorskip('peft')
     transformers.logging.set_verbosity_error()
     def opened(model, folder):
-        train.export_hf(sys.modules[type(model).__module__], model, None, str(folder))
+        export_hf(sys.modules[type(model).__module__], model, None, str(folder))
         cls = getattr(transformers, json.load(open(folder / 'config.json'))['architectures'][0])
         return cls.from_pretrained(folder).eval()
     opened.peft = peft

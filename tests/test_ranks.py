@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data import text
+from lib.checkpoint import load_checkpoint
 
 WORDS = 'zero one two three four five six seven eight nine ten'.split()
 SMALL = '--n_layer=2 --n_head=2 --n_embd=16 --batch_size=8 --max_iters=4 --eval_interval=2 --log_interval=2 --device=cpu --compile=false'
@@ -131,7 +132,7 @@ def test_the_rows_have_unequal_numbers_of_targets(folders, alone):
     from data.rows import Corpus
     for file, kind in ((bert, 'tagged'), (t5, 'pairs'), (gpt, 'instruct')):
         out = alone(f'{file.__name__}-{kind}')[1]
-        config, tokenizer = file.Config(**train.load_checkpoint(out)['config']), bpe.loads(train.load_checkpoint(out)['tokenizer'])
+        config, tokenizer = file.Config(**load_checkpoint(out)['config']), bpe.loads(load_checkpoint(out)['tokenizer'])
         corpus = Corpus(folders(kind), text.open_meta(folders(kind)), 'train', 1, encode=lambda e: models.rows_of(file, kind).encode(e, tokenizer, config))
         feed = train.Feed(file, config, corpus, torch.device('cpu'), tokenizer)
         assert len({tuple(np.ravel(feed.count(*feed.arrays(np.array([i]))))) for i in range(8)}) > 2, kind

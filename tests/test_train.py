@@ -11,6 +11,12 @@ import torch
 import bert, bpe, gpt, train
 from data import files, rows
 from lib import device, tasks
+from lib.checkpoint import load_checkpoint, restore
+from lib.device import attention_backend, wide_products
+from lib.export import export_hf
+from lib.flags import fields_of
+from lib.launch import SIGNALS
+from lib.optim import orthogonalize
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = '--model=gpt --n_layer=2 --n_head=2 --n_embd=24 --block_size=16 --batch_size=8 --max_iters=6 --eval_interval=3 --eval_iters=11 --log_interval=2 --device=cpu --optimizer=adamw'.split()
@@ -113,7 +119,7 @@ def test_help_groups_flags_and_shows_the_presets_values(capsys):
     assert re.search(r'\nrun\n(.*\n)*\noptimizer\n(.*\n)*\ngpt.py.*\n', text)
     assert re.search(r'--n_layer=24 .*\(default 12\)', text) and re.search(r'--preset=gpt2-medium', text)
     for cls in (train.Config, gpt.Config):
-        for group, comment, field in train.fields_of(cls): assert comment and f'--{field.name}=' in text, field.name
+        for group, comment, field in fields_of(cls): assert comment and f'--{field.name}=' in text, field.name
 
 
 def test_help_shows_what_matters_on_a_screen(capsys):
@@ -201,7 +207,7 @@ def test_a_text_shorter_than_a_window_says_so():
 def test_orthogonalize_against_svd(shape):
     g = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     u, s, vh = torch.linalg.svd(g.double(), full_matrices=False)
-    out = train.orthogonalize(g).double()
+    out = orthogonalize(g).double()
     sigma = torch.linalg.svdvals(out)
     assert sigma.max() < 1.3 and sigma.median() > 0.6
     cosine = (out * (u @ vh)).sum((1, 2)) / out.norm(dim=(1, 2)) / (u @ vh).norm(dim=(1, 2))
@@ -218,9 +224,9 @@ def test_muon_step_by_hand_and_fused_parts_apart():
     train.Muon([p, q], lr=0.1, momentum=0.9, weight_decay=0.5).step()
     m = 0.1 * g
     u = 0.1 * g + 0.9 * m
-    both = torch.cat([train.orthogonalize(u[:4]) * 1, train.orthogonalize(u[4:]) * (8 / 5) ** 0.5])
+    both = torch.cat([orthogonalize(u[:4]) * 1, orthogonalize(u[4:]) * (8 / 5) ** 0.5])
     torch.testing.assert_close(p.detach(), start * (1 - 0.05) - 0.1 * both)
-    torch.testing.assert_close(q.detach(), start * (1 - 0.05) - 0.1 * train.orthogonalize(u) * (12 / 5) ** 0.5)
+    torch.testing.assert_close(q.detach(), start * (1 - 0.05) - 0.1 * orthogonalize(u) * (12 / 5) ** 0.5)
 
 
 def test_what_no_gradient_reaches_leaves_no_state():
@@ -234,7 +240,7 @@ def test_what_no_gradient_reaches_leaves_no_state():
         names = {p: n for n, p in model.named_parameters()}
         states = [{names[p]: dict(s) for p, s in opt.state.items()} for opt in optimizers]
         assert {n for s in states for n in s} == {'blocks.0.weight', 'blocks.0.bias'}
-        train.restore(train.make_optimizers(model, config), model, states, 'here')
+        restore(train.make_optimizers(model, config), model, states, 'here')
         for p in model.parameters(): p.grad = None
 
 
@@ -416,20 +422,20 @@ def test_the_attention_kernel_is_told(tiny):
     q, real = torch.randn(1, 2, 7, 8), F.scaled_dot_product_attention
     for fused, name in ((True, 'flash'), (False, 'math')):
         torch.backends.cuda.enable_flash_sdp(fused)
-        try: assert train.attention_backend(lambda: F.scaled_dot_product_attention(q, q, q)) == name
+        try: assert attention_backend(lambda: F.scaled_dot_product_attention(q, q, q)) == name
         finally: torch.backends.cuda.enable_flash_sdp(True)
-    assert train.attention_backend(lambda: 0) == 'unknown'
-    with pytest.raises(ZeroDivisionError): train.attention_backend(lambda: 1 / 0)
+    assert attention_backend(lambda: 0) == 'unknown'
+    with pytest.raises(ZeroDivisionError): attention_backend(lambda: 1 / 0)
     assert F.scaled_dot_product_attention is real
     assert re.search('attention kernel: (math|flash)\n', open(tiny('--max_iters=0')[1] + '/log.txt').read())
 
 
 def test_a_run_gives_the_signals_back(tiny):
-    before = [signal.getsignal(s) for s in train.SIGNALS]
+    before = [signal.getsignal(s) for s in SIGNALS]
     tiny('--max_iters=1')
-    assert [signal.getsignal(s) for s in train.SIGNALS] == before
+    assert [signal.getsignal(s) for s in SIGNALS] == before
     with pytest.raises(FileNotFoundError): tiny('--init_from=/no/such/run')
-    assert [signal.getsignal(s) for s in train.SIGNALS] == before
+    assert [signal.getsignal(s) for s in SIGNALS] == before
 
 
 def test_a_rank_that_fails_waits_for_nobody(monkeypatch, capsys):
@@ -546,7 +552,7 @@ def test_a_fork_starts_from_its_parents_weights(tiny, prepared, tmp_path, monkey
     field, layer = '    n_layer: int =', 'class Model(nn.Module):\n'
     try:
         found = fork('mine', (field, '    my_own: int = 7              # a new field\n' + field))
-        assert found['val_loss'] == pytest.approx(r['val_loss'], abs=1e-6) and train.load_checkpoint(found['out_dir'])['config']['my_own'] == 7
+        assert found['val_loss'] == pytest.approx(r['val_loss'], abs=1e-6) and load_checkpoint(found['out_dir'])['config']['my_own'] == 7
         assert_equal(weights(found['out_dir']), weights(parent)) and type(train.load_model(found['out_dir'])[0]).__module__ == 'mine'
         with pytest.raises(ValueError, match=r"fit the model: Missing key 'my_own', which more.py has with these settings; .*an edit of more.py.*--new_weights"):
             at = source.index('        super().__init__()', source.index(layer))
@@ -576,7 +582,7 @@ def test_resume_of_a_finished_run_says_so(tiny, tmp_path, capsys, flags, says):
     assert re.fullmatch(re.escape(out) + ' is finished: ' + says.replace('OUT', re.escape(out)) + '\n', said), said
     assert again['steps'] == before['steps'] and {p: os.stat(os.path.join(out, p)).st_mtime_ns for p in os.listdir(out)} == times
     train.main([*said.split('train.py ')[1].split(), '--eval_iters=3'])                    # what it says to type goes on
-    assert train.load_checkpoint(out)['step'] > before['steps']
+    assert load_checkpoint(out)['step'] > before['steps']
 
 
 def test_a_finished_run_can_still_be_exported(tiny, tmp_path, capsys):
@@ -594,7 +600,7 @@ def test_an_exported_tokenizer_frames_texts_as_the_model_does(family, more, kind
     file, tokenizer = dict(bert=bert, electra=electra)[family], bpe.train(['who won the town in paris? a film '] * 40, 390, model=kind)
     roles = {f'{r}_id': getattr(tokenizer, r) for r in ('eot', 'pad', 'cls', 'sep', 'mask')} | ({'position_offset': tokenizer.pad + 1} if more.get('position_offset') else {})
     config = file.Config(**{**dict(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=24, n_hidden=37, block_size=13, kind='labelled', n_labels=3), **more, **roles})
-    train.export_hf(file, file.Model(config), tokenizer, str(tmp_path))
+    export_hf(file, file.Model(config), tokenizer, str(tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     for pair in (['who won'], ['who won', 'a film in town'], ['the town ' * 9]):
         row, = tasks.encode(dict(zip(('text', 'text_b'), pair), label=0), tokenizer, config)
@@ -611,7 +617,7 @@ def test_exported_tokenizers_of_the_other_families(tmp_path):
     sizes = dict(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=24, n_hidden=37, block_size=13, eot_id=tokenizer.eot, pad_id=tokenizer.pad)
     def opened(file, name, **more):
         model = file.Model(file.Config(**{n: v for n, v in {**sizes, **more}.items() if n in file.Config.__dataclass_fields__})).eval()
-        train.export_hf(file, model, tokenizer, str(tmp_path / name))
+        export_hf(file, model, tokenizer, str(tmp_path / name))
         return model, transformers.AutoTokenizer.from_pretrained(str(tmp_path / name))
     assert dict(opened(gpt, 'gpt', bias=True)[1]('who won')) == dict(input_ids=tokenizer.encode('who won'), attention_mask=[1] * len(tokenizer.encode('who won')))
     assert opened(t5, 't5')[1]('who won')['input_ids'] == [*tokenizer.encode('who won'), tokenizer.eot]
@@ -791,7 +797,7 @@ def test_products_by_onednn_stay_those_of_fp32(exact, monkeypatch, tmp_path):
         for vendor, wanted in (('GenuineIntel', 'ieee'), ('AuthenticAMD', 'bf16' if exact else 'ieee')):
             cpu.write_text(f'vendor_id : {vendor}')
             matmul.fp32_precision = 'ieee'
-            train.wide_products()
+            wide_products()
             assert matmul.fp32_precision == wanted, vendor
     finally: matmul.fp32_precision = before
 

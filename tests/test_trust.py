@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import train
+from lib.checkpoint import load_checkpoint
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = '--model=gpt --n_layer=2 --n_head=2 --n_embd=24 --block_size=16 --batch_size=8 --eval_iters=11 --device=cpu --optimizer=adamw'.split()
 
 
-def state(out, name='ckpt.pt'): return train.load_checkpoint(os.path.join(out, name))
+def state(out, name='ckpt.pt'): return load_checkpoint(os.path.join(out, name))
 def rows_of(out): return [json.loads(line, parse_constant=pytest.fail) for line in open(os.path.join(out, 'metrics.jsonl'))]
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 def left(folder): return sorted(os.path.relpath(os.path.join(d, f), folder) for d, _, files in os.walk(folder) for f in files if f != '.lock')
