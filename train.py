@@ -328,7 +328,7 @@ def setup(settings, device, rank, world_size):
     model.to(device)
 
     feed = Feed(file, model_config, train_set, device, tokenizer)
-    one_row = feed.find_length()
+    feed.find_length()
     limit = config.eval_iters
     if meta['kind'] != 'text' and 'eval_iters' not in flags:
         limit = 0                            # all examples
@@ -339,7 +339,7 @@ def setup(settings, device, rank, world_size):
     evaluations = Evaluations(sets)
     flops_per_row = 0
     if peak_flops(device) and meta['kind'] == 'text':
-        flops_per_row = training_flops(model, one_row)
+        flops_per_row = training_flops(model, feed.arrays([0]))
     steps_per_epoch = len(train_set) / config.batch_size
     config = in_steps(config, steps_per_epoch)
     make_optimizers(model, config)           # a trial: refuses flags that do not fit the model

@@ -178,6 +178,10 @@ class Corpus:
         """The rows of an epoch; of text it is known once a row was drawn."""
         return len(self.items) or int(self.windows(self.length, self.overlap)[1].sum())
 
+    def first_rows(self):
+        """The numbers of rows that are to be drawn before len() and tokens_per_row are known."""
+        return np.array([0])
+
     def rows(self, numbers):
         """The protocol's draw and rng for the rows of these numbers.
 
@@ -272,6 +276,10 @@ class Mixture:
 
     def __len__(self):
         return sum(map(len, self.parts))
+
+    def first_rows(self):
+        """The number of the first row of each part, as Corpus.first_rows."""
+        return np.sort(np.unique(self.part, return_index=True)[1])
 
     def owners(self, numbers):
         """For each part with some of these rows: (part, where they stand, their numbers in it)."""

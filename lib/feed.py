@@ -184,9 +184,9 @@ class Feed:
         return stats
 
     def find_length(self):
-        """Makes one row, by which the corpus learns the length of its windows. Its len() and
-        tokens_per_row need that."""
-        return self.arrays([0])
+        """Makes a row (of a mixture: one of each part), by which the corpus learns the length of its
+        windows. Its len() and tokens_per_row need that. -> the arrays."""
+        return self.arrays(self.corpus.first_rows())
 
     def by_length(self, numbers):
         """The same rows, those of equal length beside each other: a micro-batch needs less

@@ -815,3 +815,11 @@ def test_plain_attention_for_short_rows_on_a_cpu():
             train.pick_attention(torch.device('cuda'), file.Config(**fields))                  # cuDNN's: without masks alone
             assert torch.backends.cuda.cudnn_sdp_enabled() == plain, fields
     finally: torch.backends.cuda.enable_flash_sdp(True), torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def test_a_mixture_trains_one_row_at_a_time(tiny, corpus, tmp_path, prepared):
+    """Every part of it has to tell the length of its windows before the first step, not the parts of the first rows alone."""
+    from data import text
+    other = text.prepare(str(corpus), tokenizer=os.path.join(prepared, 'tokenizer.json'), out=str(tmp_path / 'other'))
+    result, _ = tiny(f'--data={prepared}+{other}', '--micro_batch_size=1', '--max_iters=2')
+    assert result['steps'] == 2 and np.isfinite(result['val_loss'])
