@@ -105,7 +105,8 @@ def fixed_random(tokens, copy):
     L = tokens.shape[1]
     near = tokens.astype(np.uint64) + np.uint64(1)
     near = np.pad(near, ((0, 0), (4, 4)))
-    key = sum(near[:, i:i + L] * mix(np.uint64([i + 1])) for i in range(9))
+    factors = [mix(np.uint64([i + 1])) for i in range(9)]
+    key = sum(near[:, i:i + L] * factor for i, factor in enumerate(factors))
     key = key ^ mix(copy.astype(np.uint64) + np.uint64(99))
     calls = iter(range(1, 9))
 
