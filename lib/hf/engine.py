@@ -175,7 +175,7 @@ class Layout:
             if kind.relayout:
                 w = kind.relayout(name, w, config, back=False)
             if w.shape != p.shape:
-                raise ValueError(f'{theirs[0].replace("~", kind.prefix)} is {tuple(w.shape)}, '
+                raise ValueError(f'{theirs[0].replace("~", kind.prefix)} gives {tuple(w.shape)}, '
                                  f'config.json says {tuple(p.shape)}')
             state[name] = w.contiguous()
             theirs += self.their_names(kind, config, name)     # of a copy both names are explained
