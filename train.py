@@ -201,7 +201,8 @@ class Run:
 # ---- what training is made of: schedule, optimizers, attention, torch.compile, DDP
 
 def learning_rate_share(step, config):
-    """The share of the peak learning rate at `step`, counted from 0."""
+    """The share of the peak learning rate at `step`, counted from 0. A further schedule is a branch
+    here, its name in CHOICES of lib/flags.py and in the help of --lr_schedule."""
     if step < config.warmup_iters:
         return (step + 1) / (config.warmup_iters + 1)
     end = config.lr_decay_iters or config.max_iters
@@ -215,8 +216,10 @@ def learning_rate_share(step, config):
         share = 0.5 * (1 + math.cos(math.pi * done))
     elif config.lr_schedule == 'linear':
         share = 1 - done
-    else:                                    # wsd: warm-up, stable, linear decay
+    elif config.lr_schedule == 'wsd':        # warm-up, stable, linear decay
         share = min(1, (end - step) / max(1, config.decay_share * end))
+    else:
+        raise ValueError(f'--lr_schedule={config.lr_schedule}: not computed here')
     return floor + (1 - floor) * max(0, share)
 
 

@@ -36,6 +36,7 @@ import os
 import re
 import shlex
 import sys
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))       # folders are made in here
 if __name__ == '__main__':
@@ -257,7 +258,8 @@ def fetch(name, url, folder, source='', sha256='', max_bytes=0):
         if os.path.isfile(path):
             return path
     raise FileNotFoundError(f'--source={source}: no {name} or {name}.gz in it; '
-                            f'get it from {url}, then python data/NAME.py --source=FOLDER')
+                            + (f'get it from {url}, then ' if url else '')
+                            + 'python data/NAME.py --source=FOLDER')
 
 
 @contextlib.contextmanager
@@ -273,6 +275,12 @@ def naming(name, flags):
         raise
 
 
+FLAGS = dict(tokenizer='bpe, char, byte, gpt2 or the file of a vocabulary',
+             vocab_size='of a tokenizer that is trained here; 0: 8192',
+             source='the files themselves, or a folder with them, in the place of a download',
+             out='the folder to make')
+
+
 def script(prepare, doc):
     """The command line of a data set: a flag for each parameter of its prepare()."""
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
@@ -282,14 +290,19 @@ def script(prepare, doc):
             parser.add_argument(flag)
         else:
             parser.add_argument('--' + flag, type=type(p.default), default=p.default,
-                                help=f'default: {p.default!r}')
+                                help=f'{FLAGS.get(flag, "")} (default: {p.default!r})'.strip())
     values = vars(parser.parse_args())
     program = os.path.basename(sys.argv[0])
     flags = {flag: value for flag, value in values.items()
              if flag != 'source' and value != parser.get_default(flag)}
     try:
         with naming(program.removesuffix('.py'), flags):
-            print(prepare(**values))
+            began = time.time()
+            folder = prepare(**values)
+            if os.path.getmtime(os.path.join(folder, 'meta.json')) < began - 1:
+                print(f'{os.path.relpath(folder)} was there already and is as it was: delete it to '
+                      'make it anew', file=sys.stderr)
+            print(folder)
     except KeyboardInterrupt:
         sys.exit('interrupted: no half-made folder is left')
     except (ValueError, OSError) as e:

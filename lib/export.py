@@ -1,10 +1,14 @@
 """A model as a folder in the Hugging Face layout, for transformers."""
+import inspect
 import json
 import os
 
+import torch
+
 from data import files
 from data.files import write_safetensors
-from lib.models import layout_of
+from lib.method import source_file
+from lib.models import import_model, layout_of
 from lib.weights import build_model, open_weights
 
 
@@ -17,6 +21,34 @@ def check_export(file, model):
         layout.to_hf(model)
     except ValueError as e:
         raise ValueError(f'--export_hf: {e}; leave it out, or take a published preset') from None
+    check_fork(file, model)
+
+
+@torch.no_grad()
+def check_fork(file, model):
+    """Raises ValueError if a fork computes something else than its family with the same weights,
+    because transformers would open an exported folder as the family's model."""
+    family = getattr(source_file(file), 'family', '')
+    if hasattr(source_file(file), 'to_hf') or family in ('', file.__name__):
+        return
+    own = import_model(family)
+    layout = layout_of(own)
+    config, weights = layout.from_hf(*layout_of(file).to_hf(model))
+    parent = own.Model(config).eval()
+    parent.load_state_dict(weights)
+    was_training = model.training
+    model.eval()
+    required = [p for p in inspect.signature(own.Model.logits).parameters.values()
+                if p.default is p.empty]
+    ids = torch.arange(2 * 7).view(2, 7) % config.vocab_size
+    inputs = [ids] * (len(required) - 1)     # T5 takes a source and a target; self is not one
+    theirs = parent.logits(*inputs)
+    ours = model.logits(*inputs)
+    model.train(was_training)
+    if ours.shape != theirs.shape or (ours - theirs).abs().max() > 1e-3 * theirs.abs().max():
+        raise ValueError(f'--export_hf: {file.__name__}.py computes something else than '
+                         f'{family}.py with the same weights, and transformers would open the folder as the '
+                         f'latter: leave out --export_hf, or define to_hf in {file.__name__}.py')
 
 
 def convert(settings):

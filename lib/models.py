@@ -9,7 +9,7 @@ to train on text. It defines
     batch(draw, config, rng) -> numpy arrays of one micro-batch, of static shapes: the objective
         draw(length, overlap=0, stream=0) -> (B, length) int64: windows of the text, one a row
         rng.random(*shape), rng.integers(low, high, *shape) -> (B, *shape): numbers of each row
-    Model(config), an nn.Module
+    Model(config), an nn.Module that keeps the Config as self.config
         forward(*arrays, totals=None) -> loss, stats: sums divided by `totals`, the numbers of
             targets in the global batch (None: in this one), so that adding over micro-batches and
             ranks is exact
@@ -23,12 +23,16 @@ It may also define
     kinds               the kinds of data that it has heads for; default ('text',)
     family              which tables of lib/ fit its Model: Hugging Face's layout, what is shown.
                         A copy of the file keeps the line
-    likelihood          True if the loss is that of the text: for bits per byte, sample.py --eval
+    likelihood          True if logits(ids) are those of the next token and the loss is that of the
+                        text: for bits per byte, and for sample.py to continue and to --eval
+    Config.block_size   the tokens of a row; sample.py needs it
     count(*arrays)      numbers of targets, one for each entry of totals; default: entries >= 0 of
                         the last array
     summary(stats)      what is reported, made of the summed stats (a ratio of two sums, say)
     fill(tokenizer)     further Config fields that the tokenizer decides, as a dict
-    Model.cache(rows, length), Model.step(ids, cache) -> (B, V)     decoding with a cache
+    Model.cache(rows, length), Model.step(ids, cache) -> (B, V)     decoding with a cache, which is
+                        faster than logits(ids) for each token
+    Model.hidden(ids, ...)   hidden states, for sample.py --embed
     Model.depth_of(name)     how deep a parameter lies: for --freeze, --layer_decay,
                              --unfreeze_interval
     Model.before_step(step)  called with the number of each step, and once before the optimizers

@@ -191,7 +191,11 @@ def outline(file, config, origin, most):
     own_bugs = (AttributeError, NameError)
     try:
         with untrusted(origin, but=own_bugs), torch.device('meta'):
-            return file.Model(config)
+            model = file.Model(config)
+        if not hasattr(model, 'config'):
+            raise ValueError(f'{file.__name__}.Model does not keep its Config: write self.config = '
+                             'config in its __init__')
+        return model
     finally:
         hook.remove()
 

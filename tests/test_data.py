@@ -632,3 +632,15 @@ def test_fineweb_from_the_network(server, monkeypatch):
     folder = fineweb.prepare(shards=1)
     assert sorted(os.listdir(folder)) == ['fineweb_train_000001.bin', 'fineweb_val_000000.bin'] and Server.log == [0, 30000, 60000] * 2
     assert len(text.tokens(folder, 'train')[0]) == 40000
+
+
+def test_a_folder_that_is_there_already_is_said(tmp_path):
+    """Another --source is not read then, and nobody should think that it was."""
+    script = os.path.join(os.path.dirname(text.__file__), 'shakespeare.py')
+    (tmp_path / 'input.txt').write_text('To be, or not to be. ' * 400)
+    command = [sys.executable, script, f'--source={tmp_path}', '--tokenizer=byte', f'--out={tmp_path}/made']
+    first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2) if not time.sleep(1.1))
+    assert first.returncode == 0 and 'already' not in first.stderr and second.returncode == 0 and first.stdout == second.stdout, first.stderr
+    assert 'made was there already and is as it was: delete it to make it anew' in second.stderr
+    told = subprocess.run([sys.executable, script, '--help'], capture_output=True, text=True).stdout
+    assert 'a folder with them' in told and "(default: '')" in told

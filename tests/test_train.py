@@ -823,3 +823,28 @@ def test_a_mixture_trains_one_row_at_a_time(tiny, corpus, tmp_path, prepared):
     other = text.prepare(str(corpus), tokenizer=os.path.join(prepared, 'tokenizer.json'), out=str(tmp_path / 'other'))
     result, _ = tiny(f'--data={prepared}+{other}', '--micro_batch_size=1', '--max_iters=2')
     assert result['steps'] == 2 and np.isfinite(result['val_loss'])
+
+
+def test_a_fork_that_computes_something_else_is_not_exported(tmp_path, prepared, monkeypatch):
+    """transformers would open its folder as a model of the family."""
+    source = open(gpt.__file__, encoding='utf-8').read()
+    assert source.count('return self.down(self.activation(self.up(x)))') == 1
+    (tmp_path / 'same.py').write_text(source)
+    (tmp_path / 'twice.py').write_text(source.replace('return self.down(self.activation(self.up(x)))', 'return 2 * self.down(self.activation(self.up(x)))'))
+    monkeypatch.chdir(tmp_path)
+    flags = [*TINY, '--preset=gpt2', '--n_head=2', f'--data={prepared}', '--vocab_multiple=1', '--max_iters=1']
+    try:
+        train.main([*flags, '--model=same', '--out_dir=a', '--export_hf=hf-a'])
+        assert os.path.exists('hf-a/config.json')
+        with pytest.raises(ValueError, match='twice.py computes something else than gpt.py with the same weights'): train.main([*flags, '--model=twice', '--out_dir=b', '--export_hf=hf-b'])
+        assert not os.path.exists('hf-b') and not os.path.exists('b')
+        mini = 'from dataclasses import dataclass\nimport torch.nn as nn\n\n@dataclass\nclass Config:\n    vocab_size: int = 9\n\npresets = {}\ndef batch(draw, config, rng): pass\nclass Model(nn.Module):\n    def __init__(self, config):\n        super().__init__()\n'
+        (tmp_path / 'mini.py').write_text(mini)
+        with pytest.raises(ValueError, match='mini.Model does not keep its Config: write self.config = config'): train.main(['--model=mini', f'--data={prepared}', '--device=cpu', '--out_dir=c'])
+    finally:
+        for name in ('same', 'twice', 'mini'): sys.modules.pop(name, None)
+        sys.path[:] = [p for p in sys.path if p != str(tmp_path)]
+
+
+def test_a_schedule_without_a_branch_is_refused():
+    with pytest.raises(ValueError, match='--lr_schedule=stairs'): train.learning_rate_share(200, train.Config(lr_schedule='stairs'))
