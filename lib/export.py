@@ -45,10 +45,12 @@ def check_fork(file, model):
     theirs = parent.logits(*inputs)
     ours = model.logits(*inputs)
     model.train(was_training)
-    if ours.shape != theirs.shape or (ours - theirs).abs().max() > 1e-3 * theirs.abs().max():
+    is_equal = ours.shape == theirs.shape
+    if not is_equal or (ours - theirs).abs().max() > 1e-3 * theirs.abs().max():
         raise ValueError(f'--export_hf: {file.__name__}.py computes something else than '
-                         f'{family}.py with the same weights, and transformers would open the folder as the '
-                         f'latter: leave out --export_hf, or define to_hf in {file.__name__}.py')
+                         f'{family}.py with the same weights, and transformers would open the '
+                         f'folder as the latter: leave out --export_hf, or define to_hf in '
+                         f'{file.__name__}.py')
 
 
 def convert(settings):

@@ -184,8 +184,8 @@ class Feed:
         return stats
 
     def find_length(self):
-        """Makes a row (of a mixture: one of each part), by which the corpus learns the length of its
-        windows. Its len() and tokens_per_row need that. -> the arrays."""
+        """Makes a row (of a mixture: one of each part), by which the corpus learns the length of
+        its windows. Its len() and tokens_per_row need that. -> the arrays."""
         return self.arrays(self.corpus.first_rows())
 
     def by_length(self, numbers):
