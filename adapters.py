@@ -292,7 +292,7 @@ class Encoder(Adapted):
 
 
 class Causal:
-    """A decoder alone (gpt.py): before it enters a text it runs the prompt, so that each attention
+    """A decoder alone (gpt.py): before it embeds a text it runs the prompt, so that each attention
     layer has the prompt's keys and values."""
     def enter(self, ids, positions, keys, prefix):
         adapter = self.tokens.adapter()
@@ -307,16 +307,17 @@ class Causal:
             at = at % self.config.block_size
         else:
             at = at - P                          # rotary: right in front of the text
-        # the same tensor as keys would say that this is a plain row of text: no mask
-        x, turn, mask = super().enter(ids.new_zeros(1, P), at, at.clone(), None)
+        # With keys given, the mask is a full one, never None or a chunk mask. They are a tensor of
+        # their own because older copies of gpt.py take the same one to mean that there is no cache.
+        x, rope, mask = super().enter(ids.new_zeros(1, P), at, at.clone(), None)
         x = self.drop(vectors[None].to(x.dtype))                               # (1, P, C)
         for layer in self.modules():
             if isinstance(layer, Attention) and layer.adapter() is not None:
                 layer.adapter().kept = None
         for block in self.blocks[:-1]:
-            x = block(x, turn, mask)
+            x = block(x, rope, mask)
         for block in (self.blocks[-1], *self.extra):
-            block(x, turn, mask)
+            block(x, rope, mask)
 
 
 class Source:

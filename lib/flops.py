@@ -25,7 +25,7 @@ def count(model, row):
     each token, with these details:
 
     - Only matrix products and attention count. Look-ups, biases, norms and activations do not.
-    - Causal attention counts as if every token saw the whole row. Windows that are cut into blocks
+    - Causal attention counts as if every token saw the whole row. Windows that are cut into chunks
       count what is computed.
     - Frozen weights count as if they were trained, and what checkpointing computes a second time
       does not count.

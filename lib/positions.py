@@ -1,5 +1,4 @@
-"""Ways to tell a decoder where a token stands that are asked for less often: sines, ALiBi,
-stretched rotary angles."""
+"""Less common ways to encode a decoder's positions: sines, ALiBi, stretched rotary angles."""
 import math
 
 import torch

@@ -483,9 +483,9 @@ def test_virtual_tokens_and_windows(kind, P, window, monkeypatch):
     fast, masks = model.logits(ids), []
     real = gpt.Model.enter
     def enter(self, ids, positions, keys, prefix):
-        x, turn, mask = real(self, ids, positions, keys, prefix)
-        if len(positions) < 37: return x, turn, mask
-        return x, turn, masks.append(mask) or gpt.attention_mask(c, at, at)
+        x, rope, mask = real(self, ids, positions, keys, prefix)
+        if len(positions) < 37: return x, rope, mask
+        return x, rope, masks.append(mask) or gpt.attention_mask(c, at, at)
     monkeypatch.setattr(gpt.Model, 'enter', enter)
     assert (model.logits(ids) - fast).abs().max() < 1e-12
     assert [m if m is None else m.shape[-2:] for m in masks] == [None if window > 37 else (window, 2 * window)]

@@ -315,13 +315,13 @@ def test_the_loss_of_a_wide_vocabulary(chunk, dtype):
         if dtype == torch.bfloat16: return F.cross_entropy(model.head(x)[:, :V].float(), t, ignore_index=-1, reduction='sum')
         return F.cross_entropy(x.double() @ model.head.weight.double().T, t, ignore_index=-1, reduction='sum')
     same = lambda block, x, *rest: x                     # the norm and the last block are not what is tried
-    model.norm, model.run = torch.nn.Identity(), same
+    model.norm, model.run_block = torch.nn.Identity(), same
     with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
-        ours, theirs = grads(lambda: 2 * model.head_loss(None, x[None], None, None, t[None])), grads(lambda: 2 * whole())
+        ours, theirs = grads(lambda: 2 * model.predictor_loss(None, x[None], None, None, t[None])), grads(lambda: 2 * whole())
     for a, b in zip(ours, theirs): assert (a - b).abs().max() <= (2e-2 if dtype == torch.bfloat16 else 1e-5) * b.abs().max()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        model.head_loss(None, x[None], None, None, t[None])
+        model.predictor_loss(None, x[None], None, None, t[None])
     assert max(saved) == model.head.weight.numel() == 70001 * model.config.n_embd and max(saved) < 64 * V
 
 
@@ -437,10 +437,10 @@ def test_multi_token_prediction():
     x, y, ahead = ids[:, :13], ids[:, 1:14].clone(), ids[:, 14:]
     y[1, :6] = -1
     all_targets = torch.cat((y, ahead), 1)
-    trunk, turn, mask = model.trunk(x)
+    trunk, rope, mask = model.all_but_last_block(x)
     losses = []
     for k, block in enumerate([model.blocks[-1], *model.extra]):  # head k predicts token t + 1 + k
-        logp, want = model.head(model.norm(block(trunk, turn, mask))).log_softmax(-1), all_targets[:, k:k + 13]
+        logp, want = model.head(model.norm(block(trunk, rope, mask))).log_softmax(-1), all_targets[:, k:k + 13]
         losses.append(-sum(logp[b, t, want[b, t]] for b in range(2) for t in range(13) if want[b, t] >= 0) / (want >= 0).sum())
     loss, stats = model(x, ahead, y)
     assert torch.allclose(loss, sum(losses) / 3, atol=1e-5) and torch.allclose(stats['next_loss'], losses[0], atol=1e-5)
