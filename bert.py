@@ -111,27 +111,21 @@ class Config:
         for name in ('mask_rate', 'mask_share', 'random_share'):
             value = getattr(self, name)
             require(0 <= value <= 1, f'{name}={value}: expected a share from 0 to 1')
-        require(0 < self.init_std < 1e9,
-                f'init_std={self.init_std}: expected more than 0, under 1e9')
+        require(0 < self.init_std < 1e9, f'init_std={self.init_std}: expected more than 0')
         require(self.block_size >= 8, f'block_size={self.block_size}: expected 8 or more')
         D = self.n_embd // self.n_head
         require(D * self.n_head == self.n_embd,
                 f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
-        require(self.positions != 'rotary' or D % 2 == 0,
-                f'rotary positions turn pairs: a head of {D} numbers is odd')
+        require(self.positions != 'rotary' or D % 2 == 0, f'rotary turns pairs, and {D} is odd')
         require(self.mask_share + self.random_share <= 1, 'mask_share + random_share = '
                 f'{self.mask_share + self.random_share}: expected at most 1')
-        require(self.window >= 0,
-                f'window={self.window}: expected a number of tokens, or 0 for all')
-        spans = self.masking == 'span'
-        require(spans or not self.sbo,
-                'sbo predicts spans from their boundaries: add --masking=span')
-        require(not spans or not self.static_masks,
-                'static_masks go with --masking=token or --masking=word')
-        require(not spans or self.mask_rate <= 0.5,
-                f'mask_rate={self.mask_rate}: spans that do not touch cover at most half')
-        require(not self.sentences or self.n_segments >= 2,
-                f'sentences={self.sentences} needs --n_segments=2')
+        require(self.window >= 0, f'window={self.window}: expected 0 (all tokens) or more')
+        if self.masking == 'span':
+            require(not self.static_masks, 'static_masks go with --masking=token or word')
+            require(self.mask_rate <= 0.5, f'mask_rate={self.mask_rate}: spans that do not touch '
+                    'cover at most half')
+        require(self.masking == 'span' or not self.sbo, 'sbo predicts spans: add --masking=span')
+        require(self.n_segments >= 2 or not self.sentences, 'sentences needs --n_segments=2')
         unknown = set(self.biases.split()) - {'attention', 'mlp', 'norm', 'head', 'decoder'}
         require(not unknown, f'biases={self.biases!r}: {" ".join(sorted(unknown))} is none of: '
                              'attention mlp norm head decoder')
@@ -162,7 +156,6 @@ class Config:
     def n_outputs(self):
         outputs = dict(labelled=self.n_labels or 1, tagged=self.n_labels, qa=2, choice=1)
         return outputs.get(self.kind, 0)
-
     def has_bias(self, part):
         return self.bias or part in self.biases.split()
 
@@ -219,21 +212,19 @@ presets['speedrun-crammed'] = presets['crammed'] | dict(residual_autocast=True) 
 recipe = dict(preset='small', vocab_multiple=128, weight_decay=0.01, beta1=0.9, beta2=0.98,
               eps=1e-6, grad_clip=1.0, lr_schedule='linear')
 
-_bert = dict(learning_rate=1e-4, batch_size=256, max_iters=1000000, warmup_iters=10000,
-             beta2=0.999)                                                         # BERT, A.2
+# BERT, A.2; RoBERTa, table 9; SpanBERT, 4.2; ALBERT, 4.1; ModernBERT, table 3
+_bert = dict(learning_rate=1e-4, batch_size=256, max_iters=10**6, warmup_iters=10**4, beta2=0.999)
+_roberta_recipe = dict(batch_size=8192, max_iters=500000)
 _albert_recipe = dict(learning_rate=1.76e-3, batch_size=4096, max_iters=125000, warmup_iters=3125,
-                      beta2=0.999)                                                # ALBERT, 4.1
-_modern_recipe = dict(lr_schedule='wsd', batch_size=4608, warmup_iters=400,
-                      weight_decay=1e-5)                                          # table 3
+                      beta2=0.999)
+_modern_recipe = dict(lr_schedule='wsd', batch_size=4608, warmup_iters=400, weight_decay=1e-5)
 recipes = {
     'small': dict(optimizer='muon', learning_rate=3e-3, muon_lr=0.02, batch_size=32, max_iters=400,
                   warmup_iters=20, eval_interval=100, eval_iters=64),
     **{f'bert-{size}': _bert for size in ('tiny', 'mini', 'small', 'medium', 'base', 'large')},
-    'roberta-base': dict(learning_rate=6e-4, batch_size=8192, max_iters=500000,
-                         warmup_iters=24000),                                     # RoBERTa, table 9
-    'roberta-large': dict(learning_rate=4e-4, batch_size=8192, max_iters=500000,
-                          warmup_iters=30000),
-    'spanbert-base': dict(_bert, max_iters=2400000, weight_decay=0.1, eps=1e-8),  # SpanBERT, 4.2
+    'roberta-base': _roberta_recipe | dict(learning_rate=6e-4, warmup_iters=24000),
+    'roberta-large': _roberta_recipe | dict(learning_rate=4e-4, warmup_iters=30000),
+    'spanbert-base': dict(_bert, max_iters=2400000, weight_decay=0.1, eps=1e-8),
     **{f'albert-{size}': _albert_recipe for size in ('base', 'large', 'xlarge', 'xxlarge')},
     'modern-base': dict(_modern_recipe, learning_rate=8e-4),
     'modern-large': dict(_modern_recipe, learning_rate=5e-4),
@@ -350,8 +341,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 def fused(width, bias, **parts):
-    """Several linear layers of one input as one, which is faster. .parts has the rows of each, in
-    order, for who wants them apart: adapters, Muon."""
+    """Several linear layers of one input as one, which is faster; .parts has the rows of each."""
     layer = nn.Linear(width, sum(parts.values()), bias=bias)
     layer.parts = parts
     return layer
@@ -364,9 +354,8 @@ def real_tokens(mask):
 
 def states_at(x, places):
     """The states at some places of each row: (B, T, C), (B, K) -> (B K, C)"""
-    B, T, C = x.shape
-    row = T * torch.arange(B, device=x.device)[:, None]
-    return x.flatten(0, 1).index_select(0, (places + row).flatten())
+    rows = x.size(1) * torch.arange(x.size(0), device=x.device)[:, None]
+    return x.flatten(0, 1).index_select(0, (places + rows).flatten())
 
 
 class Embeddings(nn.Module):
@@ -601,51 +590,33 @@ class Model(nn.Module):
 
     def logits(self, ids, segments=None, mask=None):
         """ids, segments, mask: (B, T) -> masked language model (B, T, V); with another head:
-        classes (B, n_labels), a number (B, 1), tags (B, T, n_labels), starts and ends (B, T, 2);
-        choices, from (B, N, T): (B, N), -inf for rows of padding"""
+        classes (B, n_labels), a number (B, 1), tags (B, T, n_labels), starts and ends (B, T, 2),
+        choices (B, N) from (B, N, T)"""
         kind = self.config.kind
         require(kind not in ('none', 'pooled'), 'these weights have no head, so there are no '
                 'logits: use hidden(), or fine-tune first')
-        if kind == 'choice':
-            from lib import tasks
-            return tasks.logits_of_choices(self.task_logits, ids, segments, mask)
         if kind != 'text':
-            return self.task_logits(ids, segments, mask)
+            from lib import tasks
+            return tasks.logits(self, ids, segments, mask)
         if self.config.n_decoder:
             from lib import maelm
             return self.tokens_of(self.head(maelm.states(self, ids, segments, mask)))
         return self.tokens_of(self.head(self.hidden(ids, segments, mask)))
-
-    def task_logits(self, ids, segments, mask):
-        """The head of examples with labels, on rows (B, T)"""
-        x = self.hidden(ids, segments, mask)
-        if self.config.kind in ('labelled', 'choice'):
-            x = self.pooled(x, mask)
-        elif self.config.pooler == 'head':
-            x = self.head(x)
-        return self.classifier(self.drop(x))
 
     def tokens_of(self, x):
         """(.., E) -> logits (.., V): the rows that round up the table have none"""
         y, V = self.decoder(x), self.config.vocab_size
         return y[..., :V] if self.config.rows > V else y       # a slice costs a copy backward
 
-    def pair_logits(self, x):
-        """(B, T, C) -> (B, 2): the second text continues the first, or not"""
-        return self.pair(self.drop(self.pooled(x)))
-
     def nll(self, x, targets):
-        """x: (N, E), targets: (N,) -> sum of -log p(target), and of hits unless in training, over
-        targets >= 0"""
+        """x: (N, E), targets: (N,), -1 where none -> sums of -log p(target), hits in eval"""
         logits = self.tokens_of(x)                                     # (N, V)
         hits = None if self.training else (logits.argmax(1) == targets).sum()
-        loss = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction='sum')
-        return loss, hits
+        return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction='sum'), hits
 
     def forward(self, ids, *arrays, totals=None):
-        """The arrays of batch() -> loss, stats. With totals, the numbers of targets of the global
-        batch, the parts of a batch add up to the loss of the whole. The losses of the tasks are
-        added: MLM + SBO + sentences."""
+        """The arrays of batch() -> the loss, MLM + SBO + sentences, and stats. totals: the numbers
+        of targets in the global batch; the losses of its parts add up to that of the whole."""
         c = self.config
         if c.kind != 'text':
             from lib import tasks
@@ -656,8 +627,7 @@ class Model(nn.Module):
             segments, *arrays, flip = arrays
         places = arrays[0]
         if totals is None:
-            labels = (targets, flip) if c.sentences else (targets,)
-            totals = [(t >= 0).sum().clamp(min=1) for t in labels]
+            totals = [(t >= 0).sum().clamp(min=1) for t in (targets, flip) if t is not None]
 
         if c.n_decoder:
             from lib import maelm
@@ -672,15 +642,9 @@ class Model(nn.Module):
         if hits is not None:
             stats['accuracy'] = hits / totals[0]
         if c.sbo:
-            left, right, place = arrays[1].unbind(2)                   # (B, K) each
-            around = self.boundary(states_at(y, left), states_at(y, right), place.flatten())
-            sbo, _ = self.nll(around, targets.flatten())
-            stats['sbo_loss'] = sbo.detach() / totals[0]
-            loss = loss + sbo / totals[0]
+            from lib import spanbert
+            loss = spanbert.add_loss(loss, stats, self, y, arrays[1], targets, totals[0])
         if c.sentences:
-            pair = self.pair_logits(x)                                 # (B, 2)
-            nll = F.cross_entropy(pair.float(), flip, ignore_index=-1, reduction='sum') / totals[1]
-            stats['sentence_loss'] = nll.detach()
-            stats['sentence_accuracy'] = (pair.argmax(1) == flip).sum() / totals[1]
-            loss = loss + nll
+            from lib import sentences
+            loss = sentences.add_loss(loss, stats, self, x, flip, totals[1])
         return loss, stats

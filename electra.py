@@ -284,8 +284,7 @@ class LayerNorm(nn.LayerNorm):
 
 # same as bert.py
 def fused(width, bias, **parts):
-    """Several linear layers of one input as one, which is faster. .parts has the rows of each, in
-    order, for who wants them apart: adapters, Muon."""
+    """Several linear layers of one input as one, which is faster; .parts has the rows of each."""
     layer = nn.Linear(width, sum(parts.values()), bias=bias)
     layer.parts = parts
     return layer
@@ -300,9 +299,8 @@ def real_tokens(mask):
 # same as bert.py
 def states_at(x, places):
     """The states at some places of each row: (B, T, C), (B, K) -> (B K, C)"""
-    B, T, C = x.shape
-    row = T * torch.arange(B, device=x.device)[:, None]
-    return x.flatten(0, 1).index_select(0, (places + row).flatten())
+    rows = x.size(1) * torch.arange(x.size(0), device=x.device)[:, None]
+    return x.flatten(0, 1).index_select(0, (places + rows).flatten())
 
 
 class Embeddings(nn.Module):
@@ -559,19 +557,15 @@ class Model(nn.Module):
         c = self.config
         require(c.kind != 'none', 'these weights have no head, so there are no logits: '
                 'use hidden(), or fine-tune first')
-        if c.kind == 'choice':
-            from lib import tasks
-            return tasks.logits_of_choices(self.task_logits, ids, segments, mask)
         if c.kind != 'text':
-            return self.task_logits(ids, segments, mask)
+            from lib import tasks
+            return tasks.logits(self, ids, segments, mask)
         head = self.detector if c.has_detector else self.mlm
         return head(self.hidden(ids, segments, mask))
 
-    def task_logits(self, ids, segments, mask):
-        """The head of examples with labels, on rows (B, T)"""
-        x = self.hidden(ids, segments, mask)
-        x = F.gelu(self.pooler(x[:, 0])) if self.config.has_pooler else x
-        return self.classifier(self.drop(x))
+    def pooled(self, x, mask=None):
+        """x: (B, T, C) -> what classification reads (B, C)"""
+        return F.gelu(self.pooler(x[:, 0]))
 
     def generator_hidden(self, ids):
         """What the generator's head reads. (B, T) -> (B, T, its C)"""

@@ -67,3 +67,17 @@ class Boundary(nn.Module):
         h = self.norm_1(x)
         y = F.gelu(self.dense_2(h))
         return self.norm_2(y)
+
+
+def add_loss(loss, stats, model, states, edges, targets, total):
+    """Adds the boundary's loss (eq. 3): each hidden token from the states beside its span. states:
+    (B, T, C), edges: (B, K, 3), targets: (B, K), total: their number in the global batch."""
+    B, T, C = states.shape
+    rows = T * torch.arange(B, device=states.device)[:, None]
+    states = states.flatten(0, 1)
+    left, right, place = edges.unbind(2)                   # (B, K) each
+    left = states.index_select(0, (left + rows).flatten())
+    right = states.index_select(0, (right + rows).flatten())
+    nll, _ = model.nll(model.boundary(left, right, place.flatten()), targets.flatten())
+    stats['sbo_loss'] = nll.detach() / total
+    return loss + nll / total

@@ -193,12 +193,23 @@ def collate(rows, config):
     return ids[:, 0], segments[:, 0], mask[:, 0], targets
 
 
-def logits_of_choices(logits, ids, segments, mask):
-    """logits: function of rows (B, T) -> (B, 1). ids, segments, mask: (B, N, T), or None -> (B, N),
-    -inf for rows of padding"""
+def logits_of_rows(model, ids, segments, mask):
+    """The head of examples with labels, on rows (B, T)"""
+    x = model.hidden(ids, segments, mask)
+    if model.config.kind in ('labelled', 'choice'):
+        x = model.pooled(x, mask)
+    elif getattr(model.config, 'pooler', '') == 'head':
+        x = model.head(x)
+    return model.classifier(model.drop(x))
+
+
+def logits(model, ids, segments, mask):
+    """The same, or of choices: (B, N, T) -> (B, N), -inf for rows of padding"""
+    if model.config.kind != 'choice':
+        return logits_of_rows(model, ids, segments, mask)
     B, N = ids.shape[:2]
     rows = [None if a is None else a.flatten(0, 1) for a in (ids, segments, mask)]
-    y = logits(*rows).view(B, N)
+    y = logits_of_rows(model, *rows).view(B, N)
     if mask is None or mask.size(2) == 0:
         return y
     padding = ~(mask > 0).any(2)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import bert, bpe, train
 from lib import masking, models, spanbert, tasks
 from data.rows import Random, keyed
+from lib import sentences
 from lib.models import layout_of
 from lib.export import export_hf
 from lib.weights import build_model
@@ -112,7 +113,7 @@ def test_transformers_both_ways(name, head, tmp_path):
         got = x[real] if head == 'Model' else model.logits(*ours)
         if head not in ('ForSequenceClassification', 'ForMultipleChoice', 'Model'): got = got[real]
         assert got.shape == hf_result(want, real, head).shape and (got - hf_result(want, real, head)).abs().max() < 1e-4
-        if head == 'ForPreTraining': assert (model.pair_logits(x) - want[1]).abs().max() < 1e-4
+        if head == 'ForPreTraining': assert (sentences.pair_logits(model, x) - want[1]).abs().max() < 1e-4
         if head == 'Model' and model.config.kind == 'pooled': assert (model.pooled(x) - want.pooler_output).abs().max() < 1e-4
         export_hf(bert, model, None, str(tmp_path / 'b'))
         again, info = type(hf).from_pretrained(tmp_path / 'b', output_loading_info=True)
@@ -441,7 +442,7 @@ def test_loss_is_that_of_the_hidden_tokens(name):
     assert abs(stats['accuracy'] - (rows.argmax(1) == a['targets'].flatten())[held].float().mean()) < 1e-6
     assert abs(loss - got - stats.get('sbo_loss', 0) - stats.get('sentence_loss', 0)) < 1e-5
     if config.sentences and not config.n_decoder:
-        pair = F.cross_entropy(model.pair_logits(model.hidden(ids, segments)), a['flip'])
+        pair = F.cross_entropy(sentences.pair_logits(model, model.hidden(ids, segments)), a['flip'])
         assert abs(stats['sentence_loss'] - pair) < 1e-5
     model.train()
     totals = torch.tensor([float(x) for x in n])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import bert, bpe, electra, train
 from data import files
 from data.rows import Random, keyed
+from lib import detection
 from lib import flops, models, tasks
 from lib.models import layout_of
 from lib.export import export_hf
@@ -328,9 +329,9 @@ def test_area_under_the_curve():
     g = torch.Generator().manual_seed(0)
     scores, positive, judged = torch.randint(0, 9, (5, 41), generator=g).float(), torch.rand(5, 41, generator=g) > 0.8, torch.rand(5, 41, generator=g) > 0.3
     positive = positive & judged                                           # many ties
-    got = electra.area_under_curve(scores, positive, judged)
+    got = detection.area_under_curve(scores, positive, judged)
     for i in range(5): assert abs(got[i] - roc_auc_score(positive[i, judged[i]], scores[i, judged[i]])) < 1e-5
-    assert (electra.area_under_curve(scores, torch.zeros_like(positive), judged) == 0.5).all()
+    assert (detection.area_under_curve(scores, torch.zeros_like(positive), judged) == 0.5).all()
     assert electra.summary(dict(caught=0.0, flagged=0.0, replaced=0.0, auc=0.5)) == dict(precision=0.0, recall=0.0, replaced=0.0, auc=0.5)
 
 
