@@ -111,7 +111,7 @@ class Config:
         for name in ('mask_rate', 'mask_share', 'random_share'):
             value = getattr(self, name)
             require(0 <= value <= 1, f'{name}={value}: expected a share from 0 to 1')
-        require(0 < self.init_std < 1e9, f'init_std={self.init_std}: expected more than 0')
+        require(0 < self.init_std < 1e9, f'init_std={self.init_std}: expected 0 to 1e9, not 0')
         require(self.block_size >= 8, f'block_size={self.block_size}: expected 8 or more')
         D = self.n_embd // self.n_head
         require(D * self.n_head == self.n_embd,

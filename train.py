@@ -57,7 +57,8 @@ from lib.net import CUDA_GRAPH_MODES, Net, attention_kernel, shard
 from lib.optim import Adam, Muon, freeze, matrices_in_blocks
 from lib.save import export, save, save_adapter, save_predictions
 from lib.watch import Clock, FiniteWatch, Meter
-from lib.weights import fingerprint, load_model, make_model, open_weights  # noqa: F401 (an API)
+from lib.weights import (build_model, complete_model, fingerprint, load_model,  # noqa: F401 (API)
+                         open_weights)
 from lib.words import readable
 
 
@@ -322,9 +323,10 @@ def setup(settings, device, rank, world_size):
     val_sets = validation(meta, config.seed, encode)
     new_task = has_weights and ('lora' in checkpoint if checkpoint else is_other)
     base = fingerprint(weights) if config.adapter and has_weights else ''
-    model, new_heads = make_model(file, model_config, config, weights, origin, checkpoint, new_task)
+    model = build_model(file, model_config, weights, origin, config.seed, new_task)
     if config.export_hf:
         check_export(file, model)
+    new_heads = complete_model(file, model, config, weights, checkpoint, new_task)
     n_parameters = sum(p.numel() for p in model.parameters())
     if config.lora_bits:
         lora.hold(model, config.lora_bits)
@@ -332,6 +334,7 @@ def setup(settings, device, rank, world_size):
 
     feed = Feed(file, model_config, train_set, device, tokenizer)
     feed.find_length()
+    feed.arrays(np.arange(micro_batch_size)) # a trial: refuses a size that no memory holds
     limit = config.eval_iters
     if meta['kind'] != 'text' and 'eval_iters' not in flags:
         limit = 0                            # all examples

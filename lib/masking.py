@@ -8,6 +8,7 @@ import functools
 
 import numpy as np
 
+from data.rows import mix
 from lib import spanbert
 
 
@@ -84,18 +85,13 @@ def word_parts(tokenizer):
     letter = next(i for i in range(V) if tokenizer.decode_bytes([i])[-1:].isalpha())
     skip = len(tokenizer.decode_bytes([letter]))
     special = set(tokenizer.special.values())
-    spelled = [b'' if i in special else tokenizer.decode_bytes([letter, i])[skip:]
-               for i in range(V)]
+    spelled = []
+    for i in range(V):
+        after_letter = tokenizer.decode_bytes([letter, i])
+        spelled.append(b'' if i in special else after_letter[skip:])
     goes_on = np.array([len(b) > 0 and inside(b[0]) for b in spelled])
     ends_inside = np.array([len(b) > 0 and inside(b[-1]) for b in spelled])
     return goes_on, ends_inside
-
-
-def mix(x):
-    """The output function of SplitMix64 (Steele et al. 2014), on uint64 arrays."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
-    return x ^ (x >> np.uint64(31))
 
 
 def fixed_random(tokens, copy):

@@ -323,13 +323,12 @@ def open_weights(config, file, flags, values, saved):
     return values, None if config.new_weights else weights, tokenizer, config.init_from
 
 
-def make_model(file, model_config, config, weights, origin, checkpoint, new_task):
-    """The model that a run trains, on the CPU -> the model, and the names of its parts that start
-    anew because the given weights have none that fit.
+def complete_model(file, model, config, weights, checkpoint, new_task):
+    """Adds to a new model what the flags ask for, while it is on the CPU -> the names of its parts
+    that start anew because the given weights have none that fit.
 
     config: train.py's. checkpoint: the one to resume, or {}.
     """
-    model = build_model(file, model_config, weights, origin, config.seed, new_task)
     new_heads = set()
     if new_task:
         for key, tensor in model.state_dict().items():
@@ -340,10 +339,10 @@ def make_model(file, model_config, config, weights, origin, checkpoint, new_task
         add_adapter(model, config, weights, checkpoint, new_heads)
     if hasattr(file, 'prepare'):
         file.prepare(model, config)
-    if config.shard and getattr(model_config, 'generator_steps', 0):
+    if config.shard and getattr(model.config, 'generator_steps', 0):
         raise ValueError('--shard and --generator_steps do not go together: '
                          'FSDP2 settles which weights train once and for all')
-    return model, new_heads
+    return new_heads
 
 
 def add_adapter(model, config, weights, saved, new_heads):

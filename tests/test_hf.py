@@ -12,10 +12,11 @@ import bert
 import electra
 import gpt
 import t5
-import train
+import train  # noqa: F401
 from lib import hf
 from lib import models
 from lib import weights
+from lib.export import export_hf
 
 FILES = dict(gpt=gpt, bert=bert, t5=t5, electra=electra)
 SMALL = dict(vocab_size=99, n_layer=1, n_head=2, n_embd=24, n_hidden=37)
@@ -48,7 +49,7 @@ def test_a_copy_of_a_model_file_exports_and_opens(family, tmp_path, monkeypatch)
         model = small(family)
         mine = copy.Model(copy.Config(**SMALL))
         mine.load_state_dict(model.state_dict())
-        train.export_hf(copy, mine, None, str(tmp_path / 'hf'))
+        export_hf(copy, mine, None, str(tmp_path / 'hf'))
         config, theirs = models.layout_of(FILES[family]).to_hf(model)
         assert json.loads((tmp_path / 'hf' / 'config.json').read_text()) == config
         again, state = models.layout_of(copy).from_hf(config, theirs)

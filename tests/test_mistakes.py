@@ -104,7 +104,7 @@ train --new_weights                                     | --new_weights compares
 train --baseline                                        | --baseline compares with weights: add --init_from=RUN
 train --positions=rope                                  | positions='rope' is not one of: 'learned'
 train --init_std=-1                                     | init_std=-1.0: expected 0 to 1e9
-train --model=bert --preset=bert-tiny --init_std=1e308 | init_std=1e\+308: expected more than 0, under 1e9
+train --model=bert --preset=bert-tiny --init_std=1e308 | init_std=1e\+308: expected 0 to 1e9
 train --positions=alibi --export_hf={w}/there           | --export_hf: transformers has no model for positions=alibi .*; leave it out
 train --out_dir={w}/sums.txt                            | --out_dir=.*sums.txt cannot be written .*: choose another
 train --out_dir=/proc/nowhere                           | --out_dir=/proc/nowhere cannot be written .*: choose another
