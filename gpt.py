@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 family = 'gpt'                  # which tables of lib/ fit this Model (chats, samples, Hugging Face)
 kinds = ('text', 'instruct')    # kinds of data; the rows of instructions come from lib/chat.py
 likelihood = True               # the loss is that of the text, so bits per byte can be computed
-CHUNK_FROM = 2 ** 22            # CPU: from so many logits on, the loss is computed in chunks
+CHUNK_FROM = 2 ** 22            # CPU: from so many logits on, the loss takes 2^25 at a time
 
 
 def round_up(n, multiple):
@@ -91,7 +91,7 @@ class Config:
     objective: str = 'next'      # next | prefix: a prefix is read both ways, loss on the rest
     n_predict: int = 1           # tokens predicted at each place: 1 plain, 4 as in Gloeckle et al.
     # speed and memory
-    loss_chunk: int = 0          # tokens whose logits exist at once; 0: all, on a CPU 2^25 logits
+    loss_chunk: int = 0          # tokens whose logits exist at once; 0: all (CPU: see CHUNK_FROM)
     checkpoint_activations: bool = False  # store only blocks' inputs, recompute in backward
     residual_autocast: bool = False  # autocast: the residual stream in bf16 too; less exact
 
@@ -171,7 +171,8 @@ activations = dict(gelu_tanh=lambda x: F.gelu(x, approximate='tanh'), gelu=F.gel
 # recipes[name]: how to train that preset, on top of recipe.
 # finetune: replaces both when training starts from existing weights (--init_from).
 
-# Table 2.1, where heads x head width != width for 1.3B and 13B: ours use 16 heads, width 5120
+# Table 2.1, but where its heads x head width is not the width: 1.3B has 16 heads here (24 there),
+# 13B a width of 5120 (5140 there)
 _gpt3 = dict(block_size=2048)
 _pythia = dict(vocab_size=50304, block_size=2048, positions='rotary', rope_fraction=0.25,
                parallel=True, activation='gelu', tied=False)
@@ -274,7 +275,8 @@ def array_names(config):
 
 def batch(draw, config, rng):
     """One micro-batch of running text: the arrays that array_names lists. draw(n, overlap) ->
-    windows of text (B, n); rng.integers(low, high) -> (B,), one number a row (lib/models.py)."""
+    windows of text (B, n), which begin every n - overlap tokens, so that here every token is an
+    input once an epoch; rng.integers(low, high) -> (B,), one number a row (lib/models.py)."""
     T = config.block_size
     tokens = draw(T + config.n_predict, overlap=config.n_predict)  # (B, T + n_predict)
     arrays = dict(ids=tokens[:, :T], targets=tokens[:, 1:T + 1], ahead=tokens[:, T + 1:])
@@ -290,7 +292,7 @@ def count(ids, *rest):
     """The number of targets of each predictor k = 1, 2, ...: at place t it predicts token t + k."""
     *between, targets = rest
     T = ids.shape[1]
-    # Of the arrays in between only `ahead` is 2-D and narrower than ids.
+    # The protocol gives no Config here; of these arrays only `ahead` is 2-D and narrower than ids.
     ahead = [array for array in between if array.ndim == 2 and array.shape[1] != T]
     targets = np.concatenate((targets, *ahead), axis=1)           # (B, T + n_predict - 1)
     n_predict = targets.shape[1] - T + 1

@@ -5,9 +5,14 @@
     python train.py --model=gpt --preset=gpt2 --help         # the flags, with this preset's values
     torchrun --standalone --nproc_per_node=8 train.py --model=gpt --preset=gpt2 --data=fineweb
 
-A flag is a field of Config below or of the model file's Config. Later wins: the defaults; the model
-file's `recipe`, which is what it trains best with and names the preset if you give none (with
---init_from: its `finetune`); the preset; your flags.
+A flag is a field of Config below or of the model file's Config. Where its value comes from; later
+wins:
+
+    new weights     defaults, `recipe`, presets[NAME], recipes[NAME], your flags
+    --init_from     defaults, presets[NAME], `finetune` (`recipe` if there is none), your flags
+
+All but your flags stand in the model file. Without --preset, `recipe` names the preset of a run
+from new weights. The recipe of a --method comes just before your flags.
 
 A run leaves in out_dir: ckpt.pt (all that is needed to go on), best.pt, metrics.jsonl, log.txt,
 loss.svg, tokenizer.json, run.json (the command) and, for supervised data, predictions.jsonl; for an
@@ -68,7 +73,7 @@ class Config:
     model: str = 'gpt'              # model file: gpt, bert, t5, electra, or your own NAME.py
     preset: str = ''                # one of the model file's presets: a size, or a whole speedrun
     data: str = 'stdlib'            # data/NAME.py, a prepared folder, your file, folder; A+B mixes
-    mix_cap: int = 0                # --data=A+B: most examples that a part counts as; 0: no limit
+    mix_cap: int = 0                # --data=A+B: a part's size counts up to this; 0: no limit
     mix_temperature: float = 1.0    # --data=A+B: 1: by size, larger: closer to equal shares
     tokenizer: str = ''             # bpe, char, byte, gpt2, a vocabulary file; '': the data's own
     out_dir: str = ''               # where the run is written; '': out/MODEL, or out/MODEL-DATA
@@ -265,13 +270,14 @@ def pick_attention(device, config):
     On a CPU the fused kernel is two to five times slower than plain products for rows of up to 256
     tokens, and 1.5 times slower for the chunks of a sliding window, if all layers have one. cuDNN's
     kernel, the default on Hopper, can give NaN gradients under a mask (pytorch issue 196678), so it
-    is enabled only without one.
+    is enabled only for running text without a window.
     """
     length = getattr(config, 'block_size', 1024)
     window = getattr(config, 'window', 0)
-    if window and not hasattr(config, 'global_every'):           # no layer sees the whole row
+    if window and not hasattr(config, 'global_every'):           # in bert.py some layers see all
         length = min(length, window)
-    torch.backends.cuda.enable_flash_sdp(device.type != 'cpu' or length > 256)     # the CPU's too
+    # despite its name, enable_flash_sdp switches the CPU's fused kernel too
+    torch.backends.cuda.enable_flash_sdp(device.type != 'cpu' or length > 256)
     torch.backends.cuda.enable_cudnn_sdp(getattr(config, 'kind', 'text') == 'text' and not window)
 
 
@@ -296,7 +302,11 @@ def distribute(module, device):
 def setup(settings, device, rank, world_size):
     """Opens and checks everything that a run needs, before a file is touched -> Run. Raises
     ValueError or OSError for a user's mistake."""
-    config, file, values, flags, changed, checkpoint = settings
+    config = settings.config
+    file = settings.file
+    values = settings.values                 # of the model's Config; the data completes them below
+    flags = settings.flags                   # what was typed
+    checkpoint = settings.checkpoint
     values, weights, tokenizer, origin = open_weights(config, file, flags, values, checkpoint)
     folder, meta, tokenizer = open_data(config, file, flags, checkpoint, origin, tokenizer)
     if weights is not None and meta['vocab_size'] > values['vocab_size']:
@@ -321,19 +331,20 @@ def setup(settings, device, rank, world_size):
 
     train_set = training(meta, config.seed, encode, config.mix_cap, config.mix_temperature)
     val_sets = validation(meta, config.seed, encode)
-    new_task = has_weights and ('lora' in checkpoint if checkpoint else is_other)
+    # whether `weights` may lack heads: on a new task; and of a resumed adapter, whose base they are
+    may_lack_heads = has_weights and ('lora' in checkpoint if checkpoint else is_other)
     base = fingerprint(weights) if config.adapter and has_weights else ''
-    model = build_model(file, model_config, weights, origin, config.seed, new_task)
+    model = build_model(file, model_config, weights, origin, config.seed, may_lack_heads)
     if config.export_hf:
         check_export(file, model)
-    new_heads = complete_model(file, model, config, weights, checkpoint, new_task)
+    new_heads = complete_model(file, model, config, weights, checkpoint, may_lack_heads)
     n_parameters = sum(p.numel() for p in model.parameters())
     if config.lora_bits:
         lora.hold(model, config.lora_bits)
     model.to(device)
 
     feed = Feed(file, model_config, train_set, device, tokenizer)
-    feed.find_length()
+    feed.find_length()                       # len(train_set) and tokens_per_row need it
     feed.arrays(np.arange(micro_batch_size)) # a trial: refuses a size that no memory holds
     limit = config.eval_iters
     if meta['kind'] != 'text' and 'eval_iters' not in flags:
@@ -351,14 +362,15 @@ def setup(settings, device, rank, world_size):
     make_optimizers(model, config)           # a trial: refuses flags that do not fit the model
     check_sender(config.log_to)
     return Run(
-        config=config, file=file, flags=flags, changed=changed, checkpoint=checkpoint,
+        config=config, file=file, flags=flags, changed=settings.changed, checkpoint=checkpoint,
         device=device, dtype=dtype, rank=rank, world_size=world_size,
         rows_per_rank=rows_per_rank, micro_batch_size=micro_batch_size, folder=folder, meta=meta,
         tokenizer=tokenizer, model=model, model_values=values, origin=origin, base=base,
         feed=feed, evaluations=evaluations, tokens_per_row=train_set.tokens_per_row,
         steps_per_epoch=steps_per_epoch, flops_per_row=flops_per_row,
         peak_flops=peak_flops(device), n_parameters=n_parameters,
-        columns=columns_of(train_set.examples), new_heads=new_heads, new_task=new_task,
+        columns=columns_of(train_set.examples), new_heads=new_heads,
+        new_task=may_lack_heads and not checkpoint,
         majority_baseline=evaluations.majority_baseline(train_set.examples, meta))
 
 
@@ -491,7 +503,8 @@ def finish(run, net, log, progress, metrics, signalled, began):
                 log.say('\n' + show(run.model, run.tokenizer, run.evaluations.sample()) + '\n')
         if config.export_hf:
             export(run, log)
-        if not run.checkpoint or progress.step > run.checkpoint['step']:       # news
+        # a resumed run that made no further step has logged its result before
+        if not run.checkpoint or progress.step > run.checkpoint['step']:
             log.result(result, run.model, run.evaluations.goal, best_name)
     if run.world_size > 1:
         torch.distributed.barrier()
@@ -563,7 +576,7 @@ def main(argv=None):
     config = settings.config
     device = pick_device(config.device)
     began = time.time()
-    if not settings.saved and restarted(config.out_dir):
+    if not settings.checkpoint and restarted(config.out_dir):
         return main(argv + ['--resume'])     # torchrun has started us again after a failure
     with Signals() as signals, process_group(device):
         result, signalled = one_run(settings, argv, device, signals, began)

@@ -55,8 +55,8 @@ def check_fork(file, model):
 
 def convert(settings):
     """--init_from with --export_hf and --max_iters=0: from one format to another, without data."""
-    config, file, values, flags, _, saved = settings
-    values, weights, tokenizer, origin = open_weights(config, file, flags, values, saved)
+    config, file, values, flags, _, checkpoint = settings
+    values, weights, tokenizer, origin = open_weights(config, file, flags, values, checkpoint)
     model = build_model(file, file.Config(**values), weights, origin, 0)
     export_hf(file, model, tokenizer, config.export_hf)
     print(f'wrote {config.export_hf}')

@@ -113,9 +113,9 @@ def values_from_data(file, values, flags, meta, tokenizer, has_weights):
 
 
 def fields_from_data(file, meta, tokenizer, has_weights):
-    """The fields of the model's Config that the data and its tokenizer decide -> {name: value, or
-    None for a token that the tokenizer lacks}. has_weights: given weights know their own
-    vocabulary."""
+    """The fields of the model's Config that the data and its tokenizer decide -> {name: value}.
+    None leaves the Config's value as it is, -1 says that there is no such token. has_weights: given
+    weights keep their own vocabulary and special tokens."""
     labels = meta.get('labels') or []
     fields = dict(vocab_size=meta['vocab_size'], kind=getattr(file, 'model_kind', meta['kind']),
                   n_labels=len(labels), labels=json.dumps(labels, ensure_ascii=False),
@@ -193,8 +193,9 @@ class Feed:
         padding."""
         if not len(self.lengths):
             return numbers
-        places, _ = self.corpus.places(numbers, len(self.lengths), 0)
-        return numbers[np.argsort(self.lengths[places], kind='stable')]
+        # row numbers -> which examples they are, in the order of their epoch
+        examples, _ = self.corpus.places(numbers, n=len(self.lengths), stream=0)
+        return numbers[np.argsort(self.lengths[examples], kind='stable')]
 
     def arrays(self, numbers):
         """The numpy arrays of the micro-batch that these rows make."""

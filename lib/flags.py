@@ -36,7 +36,7 @@ class Settings(NamedTuple):
     values: dict        # the values of the model file's Config; the data decides some of them later
     flags: dict         # the flags that were typed, as values
     changed: dict       # the values of both Configs that are not their defaults
-    saved: dict         # the checkpoint to resume, or {}
+    checkpoint: dict    # what the run goes on from, or {}
 
 
 # ---- reading
@@ -141,7 +141,7 @@ def read(argv, Config, doc):
     return Settings(config=Config(**{name: values[name] for name in trainer}),
                     file=method.combine(file, technique, values),
                     values={name: values[name] for name in own},
-                    flags=flags, changed=changed, saved=saved)
+                    flags=flags, changed=changed, checkpoint=saved)
 
 
 def checkpoint_to_resume(given, trainer):

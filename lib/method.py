@@ -6,14 +6,17 @@ models, distillation, quantisation and pruning while training are of this kind. 
     Config      a dataclass of int, float, bool and str fields: its flags
     forward(model, plain, *arrays, totals=None) -> loss, stats
                 in the place of Model.forward, under the same contract (sums divided by `totals`).
-                plain(*arrays, totals=totals) is the model file's own forward, model.technique is
-                the Config
+                plain(*arrays, totals=totals) is the model file's own forward; model.technique is
+                an instance of Config, with the values of the flags
 
 and may define, in the place of the model file's or of lib/'s,
 
     kinds       the kinds of data that it trains on
     model_kind  the kind that the model's own Config gets, if it is another
     batch, encode, collate, predict, count, summary     as lib/models.py describes them
+
+and, for itself,
+
     recipe      what it trains best with, as fields of any Config; it beats the model file's own
     prepare(model, config)     called once, when the first weights are there and before the model
                                goes to its device. config: train.py's
@@ -92,7 +95,7 @@ class Combined:
         own = type('Model', (type(model),), dict(forward=forward))
         own.__module__ = type(model).__module__
         model.__class__ = own
-        model.technique = self.settings
+        model.technique = self.settings      # the Config, not the module
         return model
 
 

@@ -7,7 +7,8 @@ to train on text. It defines
                 --help
     presets     {name: the fields that differ from Config's defaults}
     batch(draw, config, rng) -> numpy arrays of one micro-batch, of static shapes: the objective
-        draw(length, overlap=0, stream=0) -> (B, length) int64: windows of the text, one a row
+        draw(length, overlap=0, stream=0) -> (B, length) int64: windows of the text, one a row.
+            Windows begin every length - overlap tokens; another stream has another order
         rng.random(*shape), rng.integers(low, high, *shape) -> (B, *shape): numbers of each row
     Model(config), an nn.Module that keeps the Config as self.config
         forward(*arrays, totals=None) -> loss, stats: sums divided by `totals`, the numbers of
@@ -24,7 +25,7 @@ It may also define
     family              which tables of lib/ fit its Model: Hugging Face's layout, what is shown.
                         A copy of the file keeps the line
     likelihood          True if logits(ids) are those of the next token and the loss is that of the
-                        text: for bits per byte, and for sample.py to continue and to --eval
+                        text: needed for bits per byte, and for sample.py's continuations and --eval
     Config.block_size   the tokens of a row; sample.py needs it
     count(*arrays)      numbers of targets, one for each entry of totals; default: entries >= 0 of
                         the last array
@@ -39,8 +40,10 @@ It may also define
                              are made; true if other parameters train from this step on
     Model.flops()            training flops of a row; default: counted (lib/flops.py)
     generate(model, source, mask, ...)     for sample.py: a source in, a text out
-    encode, collate, predict, chat, show, from_hf, to_hf, hf_types, hf_folders     in the place of
-                             lib/'s; batch may also do what collate does
+    encode, collate, predict     in the place of lib/'s: see rows_of below. batch may also do what
+                             collate does
+    chat, show, from_hf, to_hf, hf_types, hf_folders     in the place of lib/'s: see chat_of,
+                             show_of, layout_of
 
 Config fields named vocab_size, kind, n_labels, labels, no_answer, eot_id, pad_id, cls_id, sep_id
 and mask_id are filled from the data and its tokenizer.

@@ -51,7 +51,8 @@ class Net:
         self.optimizers = []
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.graphs = self.config.compile in CUDA_GRAPH_MODES
-        self.shards = [module for module in self.model.modules() if hasattr(module, 'unshard')]
+        # the modules that fully_shard has wrapped
+        self.sharded = [module for module in self.model.modules() if hasattr(module, 'unshard')]
 
     # ---- what trains
 
@@ -78,7 +79,7 @@ class Net:
         """Compiles, or loads the kernels, before the clock runs. It changes no state."""
         log.live('compiling ...')
         start = time.time()
-        # CUDA graphs: one call warms up, the next one records
+        # CUDA graphs: the first call warms up, the second records, the third replays
         calls = 3 if self.graphs else 1
         try:
             for _ in range(calls):
@@ -131,12 +132,13 @@ class Net:
     def whole_weights(self):
         """Sharded weights in one piece on every rank, for code that calls methods of the model
         other than forward()."""
-        for module in self.shards:
+        for module in self.sharded:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
         yield
-        for module in self.shards:
+        for module in self.sharded:
             module.reshard()
+            # as fully_shard sets it: all but the root give up their whole weights
             module.set_reshard_after_forward(module is not self.model, recurse=False)
 
     # ---- backward and step

@@ -136,12 +136,15 @@ class FiniteWatch:
                 self.progress.skipped += 1
                 self.log.say(f'step {self.progress.step}: the loss or gradient is not finite, no '
                              f'update ({self.progress.skipped} skipped so far)')
-        if self.in_a_row == self.PATIENCE or not config.skip_nonfinite:
-            is_first = (bad > 0) & (self.first_bad < 0)
-            self.first_bad = torch.where(is_first, self.progress.step, self.first_bad)
-            if self.run.device.type == 'cpu' or self.in_a_row:
-                self.check()
-        return not self.in_a_row
+        if config.skip_nonfinite and self.in_a_row < self.PATIENCE:
+            return not self.in_a_row
+        # bad steps end the run: remember the first one. A GPU is asked later, by check(), which
+        # raises before weights with NaN are saved
+        is_first = (bad > 0) & (self.first_bad < 0)
+        self.first_bad = torch.where(is_first, self.progress.step, self.first_bad)
+        if config.skip_nonfinite or self.run.device.type == 'cpu':
+            self.check()
+        return True
 
     def check(self):
         """Raises FloatingPointError if a step since the last check was not finite."""
