@@ -121,12 +121,15 @@ def test_micro_batches_and_ranks_agree(toy, forks, tmp_path, prepared):
     same(saved('one')['model'], saved('two')['model'], 1e-5)
 
 
-def test_adapters_go_with_it(toy):
+def test_adapters_go_with_it(toy, capsys):
     toy('base', method='')
     toy('tuned', '--init_from=base', '--lora_rank=2', '--lora_match=q,v')
     state = saved('tuned')
     assert state['method']['smoothing'] == 0.2                            # its recipe
     assert state['lora'] and all('lora' in name or '.a' in name or '.b' in name for name in state['model'])
+    capsys.readouterr()
+    train.main(['--resume', '--out_dir=tuned', '--max_iters=8'])
+    assert 'a new task' not in capsys.readouterr().out                    # the run goes on with its own
     model, _ = train.load_model('tuned')
     assert any(not torch.equal(w, saved('base')['model'][n]) for n, w in model.state_dict().items())
 
