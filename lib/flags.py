@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import os
 import re
+import textwrap
 from typing import NamedTuple
 
 from lib import method
@@ -295,7 +296,8 @@ def print_help(doc, Config, file, values, everything):
         main = [('', text, field) for _, text, field in rows if field.name in MAIN_FLAGS]
         print_flags(main, values)
         print(f'\n--help=all lists all {len(rows)}.')
-    print(f'\npresets of {file.__name__}.py: {", ".join(file.presets)}')
+    presets = f'presets of {file.__name__}.py: {", ".join(file.presets)}'
+    print('\n' + textwrap.fill(presets, 100, break_on_hyphens=False))
 
 
 def print_flags(rows, values):
