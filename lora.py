@@ -396,6 +396,16 @@ def is_sound(what, layer, most):
             and 0 <= what.get('dropout', 0) < 1)
 
 
+def holds_tensor(settings):
+    """Whether a tensor stands anywhere in nested settings. A few bytes of a file can be a tensor of
+    a billion numbers, which must not be compared or walked through."""
+    if isinstance(settings, dict):
+        settings = list(settings.values())
+    if isinstance(settings, (list, tuple)):
+        return any(holds_tensor(value) for value in settings)
+    return isinstance(settings, torch.Tensor)
+
+
 def check_settings(model, settings, tensors):
     """Raises ValueError if settings that come from a file ask for more than its tensors hold, or
     for rows that the layers do not have."""
@@ -413,6 +423,8 @@ def check_settings(model, settings, tensors):
 def load_state(model, settings, tensors, name='default'):
     """The inverse of settings and state: puts the adapter on the model, or new numbers into the one
     of that name."""
+    if holds_tensor(settings):
+        raise ValueError('the adapter\'s settings are damaged: a tensor stands among them')
     unknown = settings['layers'].keys() - dict(model.named_modules()).keys()
     if unknown:
         raise ValueError(f'the adapter is for a layer {min(unknown)}, which the model has not: '

@@ -17,7 +17,7 @@ from lib import models
 
 def model_file(model):
     """The module that defines a model, such as gpt."""
-    return sys.modules[type(model).__module__]
+    return sys.modules[type(model.config).__module__]
 
 
 # ---- prompts

@@ -54,7 +54,7 @@ def mark_padding(source, targets, pad_id):
 def predict(model, arrays, rows, tokenizer):
     """The arrays of collate(), on the model's device -> [{"index", "prediction": text}]."""
     config = model.config
-    file = sys.modules[type(model).__module__]                     # t5.py, or a copy of it
+    file = sys.modules[type(model.config).__module__]                     # t5.py, or a copy of it
     mask = arrays[1] if len(arrays) > 2 else None
     written = file.generate(model, arrays[0], mask, config.target_size, beams=config.beams)
     return [dict(index=row['index'], prediction=text_of(ids, tokenizer, config.eot_id))

@@ -90,7 +90,7 @@ def show_electra(model, tokenizer, ids, n=96):
         return show_examples(model, tokenizer, ids)
     if not c.has_detector:
         return ''
-    file = sys.modules[type(model).__module__]             # electra.py or a copy of it
+    file = sys.modules[type(model.config).__module__]             # electra.py or a copy of it
     rng = np.random.default_rng(0)
     ids = np.asarray(ids[:min(n, c.block_size - 2)], np.int64)
     places = 1 + np.sort(rng.permutation(len(ids))[:max(1, len(ids) // 7)])
@@ -198,7 +198,7 @@ class SeededRow:
 def show_t5(model, tokenizer, ids):
     """ids: (L,) tokens, or rows of kind pairs -> what the encoder reads, what the model writes, and
     what was expected."""
-    file = sys.modules[type(model).__module__]                     # t5.py, or a copy of it
+    file = sys.modules[type(model.config).__module__]                     # t5.py, or a copy of it
     config = model.config
     training = model.training
     model.eval()

@@ -401,3 +401,16 @@ def test_peft_refused(tmp_path):
         with pytest.raises(ValueError, match=words): lora.load(build('llama'), str(tmp_path))
     file.write_text('{')
     with pytest.raises(ValueError, match='not JSON'): lora.load(model, str(tmp_path))
+
+
+@pytest.mark.parametrize('path', [('dropout',), ('heads',), ('kind',), ('layers',), ('layers', 'blocks.0.attention.qkv', 'rank'), ('layers', 'blocks.0.attention.qkv', 'spans')])
+def test_a_tensor_among_the_settings_of_a_file_is_refused(path):
+    """An expanded one has a billion numbers in a file of some bytes: a comparison would make a billion more."""
+    build = lambda: gpt.Model(gpt.Config(n_layer=1, n_head=2, n_embd=24, vocab_size=31, block_size=16))
+    model = lora.wrap(build(), rank=2)
+    settings, tensors = copy.deepcopy(lora.settings(model)), lora.state(model)
+    node = settings
+    for key in path[:-1]: node = node[key]
+    assert path[-1] in node
+    node[path[-1]] = torch.zeros(1).expand(10 ** 9)
+    with pytest.raises(ValueError, match='a tensor stands among them'): lora.load_state(build(), settings, tensors)
